@@ -1,0 +1,88 @@
+"""The few machine operations the formulas are built on, each with its stated error.
+
+On NVIDIA they are single instructions. In Triton's interpreter, which runs a kernel as NumPy and knows neither
+inline assembly nor a fused multiply-add, each is what the hardware does, spelled in NumPy's terms: the same roundings,
+so that a test in the interpreter sees the arithmetic of the GPU. Elsewhere (AMD) they are Triton's portable forms.
+"""
+
+import triton
+import triton.language as tl
+from triton import knobs
+from triton.language import target_info
+
+
+@triton.constexpr_function
+def _interpreted() -> bool:
+    return knobs.runtime.interpret
+
+
+@triton.constexpr_function
+def _emits_ptx() -> bool:
+    return not knobs.runtime.interpret and target_info.is_cuda()
+
+
+@triton.jit
+def fma(a, b, c):
+    """a·b + c with one rounding; b and c may be constants.
+
+    In float64 the compiler fuses the expression; ``tl.fma`` itself would round constants to float32. The interpreter
+    rounds every product. For float32 it is exact in float64, and the sum, rounded twice, differs about once in 2^29
+    times; for float64 there is nothing wider, and the product stays rounded.
+    """
+    if a.dtype == tl.float64:
+        return a * b + c
+    elif _interpreted():
+        return (a.to(tl.float64) * b + c).to(tl.float32)
+    else:
+        return tl.fma(a, b, c)
+
+
+@triton.jit
+def exp2_approx(x):
+    """2^x for float32; relative error at most 2^-22 (PTX ``ex2.approx.ftz``); subnormal results become 0."""
+    if _emits_ptx():
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return tl.exp2(x)
+
+
+@triton.jit
+def reciprocal_approx(x):
+    """1/x for float32; at most 1 ulp off (PTX ``rcp.approx.ftz``); subnormal results become 0."""
+    if _emits_ptx():
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return 1.0 / x
+
+
+@triton.jit
+def widen(x):
+    """A 16-bit value as float32; wider types as they are.
+
+    Spelled out for the interpreter, whose conversion of bfloat16 takes zero and subnormal numbers for normal ones.
+    """
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    elif x.dtype.primitive_bitwidth == 16:
+        return x.to(tl.float32)
+    else:
+        return x
+
+
+@triton.jit
+def round_to(x, dtype: tl.constexpr):
+    """``x.to(dtype)``, rounded to nearest even.
+
+    Spelled out for the interpreter, whose conversion to bfloat16 truncates: adding 0x7fff, and 1 more where the last
+    kept bit is odd, makes truncation round to nearest even. A NaN is quietened instead, lest the carry change it.
+    """
+    if _interpreted() and dtype == tl.bfloat16:
+        bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+        rounded = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits | 0x400000)
+        return (rounded >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(dtype)

@@ -1,0 +1,72 @@
+"""The one launch template that every elementwise op shares: each byte in is read once, each byte out written once."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import knobs
+
+from .intrinsics import round_to
+
+# Bytes of the widest operand that one program handles: with 4 warps, two 16-byte accesses a thread and operand.
+BLOCK_BYTES = 4096
+NUM_WARPS = 4
+
+INTERPRETED: bool = knobs.runtime.interpret
+
+
+@triton.jit(do_not_specialize=["n_elements"])
+def pointwise_kernel(scalars, inputs, outputs, n_elements: tl.int64, formula: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """outputs[i] = formula(*scalars, *inputs)[i], element by element, in the order in which they lie in memory.
+
+    A full block runs without a mask: a mask that the compiler cannot prove uniform over 16 bytes splits every
+    access into single elements. Only the last block pays for it. Offsets are 64 bits wide.
+    """
+    start = tl.program_id(0).to(tl.int64) * BLOCK_SIZE
+    lane = tl.arange(0, BLOCK_SIZE)
+    uniform = tl.tuple([tl.load(pointer) for pointer in scalars])
+    if start + BLOCK_SIZE <= n_elements:
+        results = formula(uniform + tl.tuple([tl.load(pointer + start + lane) for pointer in inputs]))
+        for i in tl.static_range(len(outputs)):
+            tl.store(outputs[i] + start + lane, round_to(results[i], outputs[i].dtype.element_ty))
+    else:
+        mask = start + lane < n_elements
+        results = formula(uniform + tl.tuple([tl.load(pointer + start + lane, mask=mask) for pointer in inputs]))
+        for i in tl.static_range(len(outputs)):
+            tl.store(outputs[i] + start + lane, round_to(results[i], outputs[i].dtype.element_ty), mask=mask)
+
+
+# One compiled kernel per (formula, device, dtypes, alignments): a call finds it here without Triton's own argument
+# binding, which costs more than the launch. The keys hold all that Triton specializes this kernel on.
+_prepared: dict[tuple[Any, ...], Any] = {}
+
+
+def launch(formula: Any, scalars: tuple[Tensor, ...], inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+    """Write ``formula(*scalars, *inputs)`` to ``outputs``.
+
+    ``inputs`` and ``outputs`` are dense tensors of one shape and one memory layout on one device; each of ``scalars``
+    holds one element. Nothing is checked here: the callers in this package do.
+    """
+    first = outputs[0]
+    n_elements = first.numel()
+    if n_elements == 0:
+        return
+    block_size = BLOCK_BYTES // first.element_size()
+    grid = (triton.cdiv(n_elements, block_size), 1, 1)
+    args = (scalars, inputs, outputs, n_elements, formula, block_size)
+    if INTERPRETED:
+        pointwise_kernel[grid](*args)
+        return
+    device = first.get_device()
+    tensors = scalars + inputs + outputs
+    key = (formula, device, len(scalars), *((t.dtype, t.data_ptr() % 16 == 0) for t in tensors))
+    current = device == torch.cuda.current_device()
+    with nullcontext() if current else torch.cuda.device(device):
+        prepared = _prepared.get(key)
+        if prepared is None:
+            _prepared[key] = pointwise_kernel[grid](*args, num_warps=NUM_WARPS)
+        else:
+            prepared[grid](*args)

@@ -1,0 +1,82 @@
+"""The only place that says when a Triton kernel runs, and why.
+
+Two questions: can a kernel take this tensor (:func:`supported`), and is it faster there (:func:`worthwhile`)?
+Whatever a kernel does not take goes to PyTorch's own operators, which are right for everything.
+"""
+
+import os
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+HAS_TRITON: bool = find_spec("triton") is not None
+
+# Triton's own switch: its kernels run in its interpreter, on CPU tensors. Read once, as Triton reads it once.
+INTERPRETED: bool = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "y", "yes"}
+
+# Smaller tensors go to torch.sigmoid, whose launch costs less host time; it saves the same tensor for backward.
+# Not measured yet on a GPU: set where a copy at 4.3 TB/s takes longer (8 to 16 us) than the host needs for our launch.
+MIN_ELEMENTS: int = 0 if INTERPRETED else int(os.environ.get("SIGMOID_OP_MIN_ELEMENTS", 2**23))
+
+KERNEL_DTYPES: frozenset[torch.dtype] = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
+def worthwhile(x: Tensor) -> bool:
+    """Whether a kernel takes ``x`` and is faster there than ``torch.sigmoid``."""
+    # Asked first: under the compiler, comparing the number of elements would tie the graph to the size.
+    return not torch.compiler.is_compiling() and x.numel() >= MIN_ELEMENTS and supported(x)
+
+
+def supported(x: Tensor) -> bool:
+    """Whether a Triton kernel can take ``x`` in its memory order and give a result of the same strides."""
+    return (
+        (x.is_cuda or (INTERPRETED and x.is_cpu))
+        and HAS_TRITON
+        and x.dtype in KERNEL_DTYPES
+        and is_ordinary(x)
+        and _called_eagerly(x)
+        and is_dense(x)
+    )
+
+
+def is_ordinary(x: Tensor) -> bool:
+    """Neither a subclass, nor sparse, nested, lazily negated, a symbolic zero or batched: its memory holds its values.
+
+    The last is the tensor of the older vmap, which batched gradients (``is_grads_batched=True``) still use.
+    """
+    return (
+        type(x) in (Tensor, Parameter)
+        and x.layout is torch.strided
+        and not x.is_nested
+        and not x.is_neg()
+        and not x._is_zerotensor()
+        and not torch._C._functorch.is_legacy_batchedtensor(x)
+    )
+
+
+def _called_eagerly(x: Tensor) -> bool:
+    """No compiler, tracer, transform or mode is watching: they must see ``aten::sigmoid``, not a kernel of ours.
+
+    What PyTorch offers no public question for stands here, and nowhere else.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # public, but left untyped
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.overrides.has_torch_function_unary(x)
+    )
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether the elements of ``x`` fill one stretch of memory without gap or overlap, in whatever order."""
+    if x.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True

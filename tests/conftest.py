@@ -1,0 +1,96 @@
+"""The paths a call can take, as fixtures: the fallback, the kernels in Triton's interpreter, the kernels on CUDA."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+# Triton reads this once, when it is imported: without a GPU, the kernels of this session run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from sigmoid_op import dispatch
+
+
+@dataclass(frozen=True)
+class Path:
+    """Which implementation a test runs, and on which device."""
+
+    name: str
+    device: str
+
+    @property
+    def uses_kernels(self) -> bool:
+        return self.name != "fallback"
+
+
+FALLBACK = Path("fallback", "cpu")
+INTERPRETER = Path("interpreter", "cpu")
+CUDA = Path("cuda", "cuda")
+
+KERNEL_PATHS = [pytest.param(INTERPRETER, id="interpreter"), pytest.param(CUDA, id="cuda", marks=pytest.mark.gpu)]
+ALL_PATHS = [pytest.param(FALLBACK, id="fallback"), *KERNEL_PATHS]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def _take(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    if path is INTERPRETER and not dispatch.INTERPRETED:
+        pytest.skip("compiled kernels run in this process; TRITON_INTERPRET=1 runs them in the interpreter")
+    if path is FALLBACK:
+        monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 0)
+    return path
+
+
+@pytest.fixture(params=ALL_PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each implementation in turn, at every size."""
+    return _take(request.param, monkeypatch)
+
+
+@pytest.fixture(params=KERNEL_PATHS)
+def kernel_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Triton kernels, at every size: interpreted, and compiled where there is a GPU."""
+    return _take(request.param, monkeypatch)
+
+
+@pytest.fixture
+def fallback(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """PyTorch's own operators behind our functions."""
+    return _take(FALLBACK, monkeypatch)
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the formulas launched so far."""
+    from sigmoid_op.kernels import pointwise, sigmoid
+
+    names: list[str] = []
+    launch: Callable[..., None] = pointwise.launch
+
+    def record(formula: Callable[..., object], *operands: tuple[torch.Tensor, ...]) -> None:
+        names.append(formula.__name__)
+        launch(formula, *operands)
+
+    monkeypatch.setattr(sigmoid, "launch", record)
+    return names
+
+
+@pytest.fixture
+def poisoned_empty() -> Iterator[None]:
+    """Every ``torch.empty*`` comes filled with NaN, so that an element nobody writes cannot pass for a result."""
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(2).isnan().all()
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(False)

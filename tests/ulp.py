@@ -1,0 +1,83 @@
+"""How far a result is from the truth, in ulps; the truth, in float64 or better; and the one table of tolerances."""
+
+import mpmath
+import numpy as np
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+HALF_DTYPES = [torch.float16, torch.bfloat16]
+
+# Largest error in ulps of the exact result. A correctly rounded result is within 0.5; 16-bit results, computed in
+# float32 and rounded once, exceed that only where float32 falls on the wrong side of a tie, by less than 0.01.
+FORWARD_ULPS = {torch.float16: 0.51, torch.bfloat16: 0.51, torch.float32: 1.0, torch.float64: 2.0}
+# PyTorch's own forward on the CPU, which the fallback is: up to 2.3 seen in float32.
+FALLBACK_FORWARD_ULPS = {**FORWARD_ULPS, torch.float32: 2.5}
+# Of grad_out·out·(1 - out) for the given, rounded out: three float32 or float64 roundings.
+BACKWARD_ULPS = {torch.float16: 0.51, torch.bfloat16: 0.51, torch.float32: 2.0, torch.float64: 2.0}
+
+
+def ulp_of(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance between neighbouring numbers of ``dtype`` around each exact value (float64)."""
+    info = torch.finfo(dtype)
+    # tiny = 2^smallest exponent; below it, subnormals keep its spacing.
+    exponent = torch.frexp(exact.abs().clamp(min=info.tiny)).exponent - 1
+    return torch.ldexp(torch.full_like(exact, info.eps), exponent)
+
+
+def ulp_error(result: Tensor, exact: Tensor) -> Tensor:
+    """|result - exact| in ulps; 0 where both are the same infinity or both NaN, infinite where only one is."""
+    result64 = result.detach().cpu().double()
+    same = (result64 == exact) | (result64.isnan() & exact.isnan())
+    error = (result64 - exact).abs() / ulp_of(exact, result.dtype)
+    return torch.where(same, 0.0, torch.where(error.isnan(), float("inf"), error))
+
+
+def correctly_rounded(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest number of ``dtype``, ties to even, in one rounding.
+
+    ``exact.to(dtype)`` goes through float32 and rounds twice, which is wrong on the very ties it should decide.
+    """
+    ulp = ulp_of(exact, dtype)
+    return (torch.round(exact / ulp) * ulp).to(dtype)
+
+
+def assert_within_ulps(result: Tensor, exact: Tensor, ulps: float) -> None:
+    assert result.shape == exact.shape
+    error = ulp_error(result, exact)
+    worst = int(error.argmax()) if error.numel() else 0
+    assert error.numel() == 0 or error.max() <= ulps, (
+        f"{error.max():.3f} ulp off at element {worst}: {result.flatten()[worst]!r}, exactly {exact.flatten()[worst]!r}"
+    )
+
+
+def exact_sigmoid(x: Tensor) -> Tensor:
+    """σ(x) to float64 accuracy, in the form that neither overflows nor cancels; by mpmath for float64 input."""
+    if x.dtype == torch.float64:
+        return torch.tensor([_mp_sigmoid(v) for v in x.flatten().tolist()], dtype=torch.float64).reshape(x.shape)
+    x64 = x.detach().cpu().double().numpy()
+    t = np.exp(-np.abs(x64))
+    return torch.from_numpy(np.asarray(np.where(x64 < 0, t, 1.0) / (1.0 + t)))
+
+
+def _mp_sigmoid(x: float) -> float:
+    if np.isinf(x) or np.isnan(x):
+        return {np.inf: 1.0, -np.inf: 0.0}.get(x, np.nan)
+    with mpmath.workdps(40):
+        return float(1 / (1 + mpmath.exp(-mpmath.mpf(x))))
+
+
+def exact_backward(grad_out: Tensor, out: Tensor) -> Tensor:
+    """grad_out·out·(1 - out) of the given tensors; by mpmath for float64."""
+    if out.dtype == torch.float64:
+        with mpmath.workdps(40):
+            pairs = zip(grad_out.flatten().tolist(), out.flatten().tolist(), strict=True)
+            values = [float(mpmath.mpf(g) * mpmath.mpf(o) * (1 - mpmath.mpf(o))) for g, o in pairs]
+        return torch.tensor(values, dtype=torch.float64).reshape(out.shape)
+    g, o = grad_out.detach().cpu().double(), out.detach().cpu().double()
+    return g * o * (1 - o)
+
+
+def every_16bit(dtype: torch.dtype) -> Tensor:
+    """All 65,536 bit patterns of a 16-bit dtype."""
+    return torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
