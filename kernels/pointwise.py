@@ -39,6 +39,18 @@ def pointwise_kernel(scalars, inputs, outputs, n_elements: tl.int64, formula: tl
             tl.store(outputs[i] + start + lane, round_to(results[i], outputs[i].dtype.element_ty), mask=mask)
 
 
+def empty_output(x: Tensor) -> Tensor:
+    """An uninitialized result for dense ``x``, with the strides that PyTorch's own elementwise operators give it.
+
+    They keep the memory order of ``x``, but not the strides it happens to have in dimensions of size 1.
+    """
+    if x.is_contiguous():
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty_like(x, memory_format=torch.channels_last)
+    return torch.empty_like(x)
+
+
 # One compiled kernel per (formula, device, dtypes, alignments): a call finds it here without Triton's own argument
 # binding, which costs more than the launch. The keys hold all that Triton specializes this kernel on.
 _prepared: dict[tuple[Any, ...], Any] = {}

@@ -1,15 +1,14 @@
-"""Launchers of the σ kernels: tensors in, new tensors out, laid out in memory like ``x`` or ``out``."""
+"""Launchers of the σ kernels: dense tensors in, new tensors of the same memory layout out."""
 
-import torch
 from torch import Tensor
 
 from . import formulas
-from .pointwise import launch
+from .pointwise import empty_output, launch
 
 
 def sigmoid_forward(x: Tensor) -> Tensor:
     """out = σ(x). Moves 2 bytes per byte of ``x``: one read, one written."""
-    out = torch.empty_like(x)
+    out = empty_output(x)
     launch(formulas.sigmoid, (), (x,), (out,))
     return out
 
@@ -25,7 +24,7 @@ def sigmoid_backward(grad_out: Tensor, out: Tensor) -> Tensor:
 
     ``grad_out`` has the memory layout of ``out``, or is one element that stands for all of them.
     """
-    grad_in = torch.empty_like(out)
+    grad_in = empty_output(out)
     if grad_out.numel() == 1 != out.numel():
         launch(formulas.sigmoid_backward, (grad_out,), (out,), (grad_in,))
     else:
@@ -35,7 +34,7 @@ def sigmoid_backward(grad_out: Tensor, out: Tensor) -> Tensor:
 
 def sigmoid_double_backward(grad_grad_in: Tensor, grad_out: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of ``sigmoid_backward`` with respect to ``grad_out`` and ``out``. Moves 5 bytes per byte."""
-    grad_grad_out = torch.empty_like(out)
-    grad_of_out = torch.empty_like(out)
+    grad_grad_out = empty_output(out)
+    grad_of_out = empty_output(out)
     launch(formulas.sigmoid_double_backward, (), (grad_grad_in, grad_out, out), (grad_grad_out, grad_of_out))
     return grad_grad_out, grad_of_out

@@ -98,7 +98,8 @@ class SigmoidBackwardFunction(_FastApply):
     def jvp(ctx: Any, grad_out_tangent: Tensor, out_tangent: Tensor) -> Tensor:
         grad_out, out = ctx.saved_tensors
         through_grad_out: Tensor = SigmoidBackwardFunction.apply(grad_out_tangent, out)
-        return through_grad_out + grad_out * ((1 - 2 * out) * out_tangent).conj()
+        through_out: Tensor = grad_out * ((1 - 2 * out) * out_tangent).conj()
+        return through_grad_out + through_out
 
 
 def _double_backward(grad_grad_in: Tensor, grad_out: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:

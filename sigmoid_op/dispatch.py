@@ -25,8 +25,8 @@ KERNEL_DTYPES: frozenset[torch.dtype] = frozenset({torch.float16, torch.bfloat16
 
 def worthwhile(x: Tensor) -> bool:
     """Whether a kernel takes ``x`` and is faster there than ``torch.sigmoid``."""
-    # Asked first: under the compiler, comparing the number of elements would tie the graph to the size.
-    return not torch.compiler.is_compiling() and x.numel() >= MIN_ELEMENTS and supported(x)
+    # In this order: comparing the number of elements would tie a compiled or traced graph to the size.
+    return not _is_recorded() and x.numel() >= MIN_ELEMENTS and supported(x)
 
 
 def supported(x: Tensor) -> bool:
@@ -56,14 +56,15 @@ def is_ordinary(x: Tensor) -> bool:
     )
 
 
-def _called_eagerly(x: Tensor) -> bool:
-    """No compiler, tracer, transform or mode is watching: they must see ``aten::sigmoid``, not a kernel of ours.
+def _is_recorded() -> bool:
+    """Whether a compiler, an exporter or a tracer turns this call into a graph."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
 
-    What PyTorch offers no public question for stands here, and nowhere else.
-    """
+
+def _called_eagerly(x: Tensor) -> bool:
+    """No compiler, transform or mode is watching: they must see ``aten::sigmoid``, not a kernel of ours."""
     return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # public, but left untyped
+        _is_recorded()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or torch.overrides.has_torch_function_unary(x)

@@ -1,6 +1,7 @@
 """``sigmoid`` and ``sigmoid_``: one readable ``if`` chooses a fused kernel or PyTorch's own."""
 
 import torch
+import torch.jit._builtins
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -82,3 +83,9 @@ def sigmoid_(input: Tensor) -> Tensor:
 def _watched_by_autograd(x: Tensor) -> bool:
     """Whether this call is differentiated, in reverse mode or in forward mode."""
     return (x.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0
+
+
+# TorchScript cannot compile a function with keyword-only defaults; it is told the operators they stand for. Without
+# this (private) table only scripting would fail, on the versions that still have it.
+torch.jit._builtins._register_builtin(sigmoid, "aten::sigmoid")
+torch.jit._builtins._register_builtin(sigmoid_, "aten::sigmoid_")

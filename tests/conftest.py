@@ -87,10 +87,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def poisoned_empty() -> Iterator[None]:
     """Every ``torch.empty*`` comes filled with NaN, so that an element nobody writes cannot pass for a result."""
-    fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
     assert torch.empty(2).isnan().all()
     yield
-    torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.use_deterministic_algorithms(False)

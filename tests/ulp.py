@@ -13,8 +13,10 @@ HALF_DTYPES = [torch.float16, torch.bfloat16]
 FORWARD_ULPS = {torch.float16: 0.51, torch.bfloat16: 0.51, torch.float32: 1.0, torch.float64: 2.0}
 # PyTorch's own forward on the CPU, which the fallback is: up to 2.3 seen in float32.
 FALLBACK_FORWARD_ULPS = {**FORWARD_ULPS, torch.float32: 2.5}
-# Of grad_out·out·(1 - out) for the given, rounded out: three float32 or float64 roundings.
-BACKWARD_ULPS = {torch.float16: 0.51, torch.bfloat16: 0.51, torch.float32: 2.0, torch.float64: 2.0}
+# Of grad_out·out·(1 - out) for the given, rounded out: two roundings in float32, three in float64.
+BACKWARD_ULPS = {torch.float16: 0.51, torch.bfloat16: 0.51, torch.float32: 1.5, torch.float64: 2.5}
+# PyTorch's own backward, which serves the fallback and layouts that no kernel reads, rounds three times.
+FALLBACK_BACKWARD_ULPS = {**BACKWARD_ULPS, torch.float32: 2.5}
 
 
 def ulp_of(exact: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,259 @@
+"""Kernels run where they can and pay; everything else behaves as torch.sigmoid does, results and errors alike."""
+
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import sigmoid_op
+from sigmoid_op import SigmoidFunction, dispatch, sigmoid, sigmoid_
+from tests.conftest import Path
+from tests.ulp import FLOAT_DTYPES
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_dense_floats_take_the_kernel(kernel_path: Path, launches: list[str], dtype: torch.dtype) -> None:
+    """Forward in each of four dtypes, out of place and in place, launches our kernel once."""
+    x = torch.ones(3, 5, dtype=dtype, device=kernel_path.device)
+    sigmoid(x)
+    sigmoid_(x.t())
+    sigmoid(x.requires_grad_())
+    assert launches == ["sigmoid"] * 3
+
+
+def test_small_tensors_take_torch(kernel_path: Path, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the threshold torch.sigmoid's own kernel runs; at the threshold ours does."""
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 100)
+    sigmoid(torch.ones(99, device=kernel_path.device))
+    assert launches == []
+    sigmoid(torch.ones(100, device=kernel_path.device))
+    assert launches == ["sigmoid"]
+
+
+def test_the_fallback_launches_nothing(fallback: Path, launches: list[str]) -> None:
+    """On the CPU no kernel runs unless the interpreter is asked for."""
+    x = torch.ones(5, requires_grad=True)
+    sigmoid(x).sum().backward()
+    SigmoidFunction.apply(x).sum().backward()
+    sigmoid_(torch.ones(3))
+    assert launches == []
+
+
+def _conjugate_imaginary(device: str) -> Tensor:
+    return torch.randn(4, dtype=torch.complex64, device=device).conj().imag
+
+
+# Tensors that no kernel may take: each would be read wrongly, or the caller's mode or type would not see the call.
+UNSUPPORTED: dict[str, Callable[[str], Tensor]] = {
+    "bool": lambda device: torch.tensor([True, False], device=device),
+    "uint8": lambda device: torch.arange(5, dtype=torch.uint8, device=device),
+    "int64": lambda device: torch.arange(-5, 5, device=device),
+    "complex64": lambda device: torch.randn(4, dtype=torch.complex64, device=device),
+    "lazily negated": _conjugate_imaginary,
+    "sparse COO": lambda device: torch.eye(3, device=device).to_sparse(),
+    "strided slice": lambda device: torch.randn(4, 6, device=device)[:, ::2],
+}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_what_no_kernel_takes(path: Path, launches: list[str], kind: str) -> None:
+    """torch.sigmoid's own result, bit for bit, or its own error, and no launch."""
+    x = UNSUPPORTED[kind](path.device)
+    try:
+        expected = torch.sigmoid(x)
+    except RuntimeError as error:
+        with pytest.raises(type(error), match=_first_words(error)):
+            sigmoid(x)
+    else:
+        torch.testing.assert_close(sigmoid(x), expected, rtol=0, atol=0)
+        assert sigmoid(x).stride() == expected.stride()
+    assert launches == []
+
+
+def _first_words(error: Exception) -> str:
+    return re.escape(str(error)[:40])
+
+
+def test_nested_tensors(path: Path, launches: list[str]) -> None:
+    """Jagged and strided nested tensors keep their type and take no kernel."""
+    parts = [torch.randn(2, 3, device=path.device), torch.randn(4, 3, device=path.device)]
+    x = torch.nested.nested_tensor(parts, layout=torch.jagged)
+    out = sigmoid(x)
+    assert out.is_nested
+    torch.testing.assert_close(out.values(), torch.sigmoid(x.values()), rtol=0, atol=0)
+    assert launches == []
+
+
+def test_quantized_tensors(fallback: Path) -> None:
+    """A quantized tensor gives torch.sigmoid's quantized result."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch 2.13 deprecates making one; they still exist
+        x = torch.quantize_per_tensor(torch.randn(5), 0.1, 0, torch.quint8)
+    assert torch.equal(sigmoid(x).int_repr(), torch.sigmoid(x).int_repr())
+
+
+def test_meta_and_fake_tensors(path: Path) -> None:
+    """Shape inference works without data: meta tensors, and fake tensors of the path's device."""
+    out = sigmoid(torch.empty(2, 3, device="meta"))
+    assert (out.device.type, out.shape) == ("meta", (2, 3))
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = sigmoid(torch.empty(2, 3, device=path.device))
+    assert (fake.device.type, fake.shape) == (path.device, (2, 3))
+
+
+@pytest.mark.parametrize("bad", [3.0, None, [1.0, 2.0], "x"], ids=repr)
+@pytest.mark.parametrize(("ours", "theirs"), [(sigmoid, torch.sigmoid), (sigmoid_, torch.sigmoid_)])
+def test_wrong_types(path: Path, bad: object, ours: Callable[..., Tensor], theirs: Callable[..., Tensor]) -> None:
+    """Not a tensor: torch's TypeError, in torch's words."""
+    with pytest.raises(TypeError) as expected:
+        theirs(bad)
+    with pytest.raises(TypeError) as raised:
+        ours(bad)
+    assert str(raised.value) == str(expected.value)
+
+
+def test_in_place_on_integers(path: Path) -> None:
+    """An integer tensor cannot hold the result: torch's error, and the tensor is left as it was."""
+    x = torch.arange(3, device=path.device)
+    with pytest.raises(RuntimeError, match="result type Float can't be cast"):
+        sigmoid_(x)
+    assert x.tolist() == [0, 1, 2]
+
+
+def test_in_place_on_a_leaf(path: Path) -> None:
+    """A leaf that requires a gradient: torch's error, and the leaf is left as it was."""
+    x = torch.zeros(3, device=path.device, requires_grad=True)
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
+        sigmoid_(x)
+    assert x.tolist() == [0, 0, 0]
+
+
+def test_in_place_with_grad(path: Path) -> None:
+    """Inside a graph, ``sigmoid_`` is differentiated like ``sigmoid``, through views of views too."""
+    leaf = torch.randn(4, 4, device=path.device, requires_grad=True)
+    x = leaf * 1
+    sigmoid_(x[1:][:, 1:])
+    (grad,) = torch.autograd.grad(x.sum(), leaf)
+    expected = torch.ones_like(leaf)
+    s = torch.sigmoid(leaf.detach()[1:, 1:])
+    expected[1:, 1:] = s * (1 - s)
+    torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("shape", [(3,), (0,)], ids=str)
+def test_out(path: Path, shape: tuple[int, ...]) -> None:
+    """``out=`` is written, resized where torch resizes it, and returned."""
+    x = torch.randn(3, device=path.device)
+    out = torch.empty(shape, device=path.device)
+    assert sigmoid(x, out=out) is out
+    torch.testing.assert_close(out, torch.sigmoid(x), rtol=0, atol=0)
+
+
+def test_out_errors(path: Path) -> None:
+    """``out=`` of a dtype that cannot hold the result, and of a call that is differentiated, raise as in torch."""
+    x = torch.randn(3, device=path.device)
+    with pytest.raises(RuntimeError, match="can't be cast"):
+        sigmoid(x, out=torch.empty(3, dtype=torch.int32, device=path.device))
+    with pytest.raises(RuntimeError, match="don't support automatic differentiation"):
+        sigmoid(x.requires_grad_(), out=torch.empty(3, device=path.device))
+
+
+def test_keyword_and_positional(path: Path) -> None:
+    """The signature is torch.sigmoid's: ``input`` by position or by name, ``out`` by name alone."""
+    x = torch.zeros(2, device=path.device)
+    assert torch.equal(sigmoid(input=x), sigmoid(x))
+    with pytest.raises(TypeError):
+        sigmoid(x, torch.empty(2))  # type: ignore[call-arg]  # the mistake under test
+
+
+def test_function_and_dispatch_modes_see_the_call(kernel_path: Path, launches: list[str]) -> None:
+    """A mode that watches operators sees ``sigmoid``, which a launched kernel would hide from it."""
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen: list[object] = []
+
+    class FunctionMode(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    class DispatchMode(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    x = torch.ones(3, device=kernel_path.device)
+    with FunctionMode():
+        sigmoid(x)
+    assert torch.sigmoid in seen
+    with DispatchMode():
+        sigmoid(x)
+    assert torch.ops.aten.sigmoid.default in seen
+    assert launches == []
+
+
+def test_inference_mode(path: Path) -> None:
+    """Inference tensors, which have no version counter, work out of place and in place."""
+    with torch.inference_mode():
+        x = torch.zeros(3, device=path.device)
+        assert sigmoid(x).is_inference()
+        assert sigmoid_(x).tolist() == [0.5, 0.5, 0.5]
+
+
+def test_import_needs_no_triton() -> None:
+    """``import sigmoid_op`` and a call on the CPU do not import Triton."""
+    code = (
+        "import sys, torch, sigmoid_op\n"
+        "x = torch.ones(3, requires_grad=True)\n"
+        "sigmoid_op.sigmoid(x).sum().backward()\n"
+        "sigmoid_op.SigmoidFunction.apply(x).sum().backward()\n"
+        "assert 'triton' not in sys.modules, 'Triton was imported'\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=_environment_without_interpreter())
+
+
+def test_works_where_triton_is_missing() -> None:
+    """Without Triton everything goes to torch.sigmoid, even when the interpreter is asked for."""
+    code = (
+        "import importlib.util, torch\n"
+        "find_spec = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'triton' else find_spec(name, *rest)\n"
+        "import sigmoid_op\n"
+        "from sigmoid_op import dispatch\n"
+        "assert not dispatch.HAS_TRITON and not dispatch.INTERPRETED\n"
+        "x = torch.randn(5)\n"
+        "assert torch.equal(sigmoid_op.sigmoid(x), torch.sigmoid(x))\n"
+    )
+    environment = {**_environment_without_interpreter(), "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment)
+
+
+def test_threshold_can_be_set_from_outside() -> None:
+    """SIGMOID_OP_MIN_ELEMENTS overrides the measured threshold."""
+    code = "from sigmoid_op import dispatch; assert dispatch.MIN_ELEMENTS == 12345"
+    environment = {**_environment_without_interpreter(), "SIGMOID_OP_MIN_ELEMENTS": "12345"}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment)
+
+
+def _environment_without_interpreter() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+def test_kernels_folder_is_not_a_package_of_its_own() -> None:
+    """The folder ``kernels`` refuses to be imported under the name of another project."""
+    with pytest.raises(ImportError, match=r"sigmoid_op\.kernels"):
+        import kernels  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+
+
+def test_public_names() -> None:
+    """What the package offers is what it says, and no more."""
+    assert sorted(sigmoid_op.__all__) == ["Sigmoid", "SigmoidFunction", "sigmoid", "sigmoid_"]

@@ -1,0 +1,153 @@
+"""Every memory layout gives torch.sigmoid's result, shape and strides, forward and backward, every element written."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sigmoid_op import SigmoidFunction, sigmoid, sigmoid_
+from sigmoid_op.dispatch import is_dense
+from tests.conftest import Path
+from tests.ulp import (
+    FALLBACK_BACKWARD_ULPS,
+    FALLBACK_FORWARD_ULPS,
+    FLOAT_DTYPES,
+    FORWARD_ULPS,
+    assert_within_ulps,
+    exact_backward,
+    exact_sigmoid,
+)
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+# 4096 bytes are one block: lengths around one and two blocks of each dtype, and lengths no power of two divides.
+LENGTHS = [0, 1, 2, 7, 8, 15, 16, 17, 511, 512, 513, 1023, 1025, 2047, 2048, 2049, 4095, 4096, 4097, 5001]
+
+
+def _base(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return (3 * torch.randn(*shape, generator=generator)).to(dtype).to(device)
+
+
+LAYOUTS: dict[str, Callable[[torch.dtype, str], Tensor]] = {
+    "scalar": lambda dtype, device: torch.tensor(0.3, dtype=dtype, device=device),
+    "transposed": lambda dtype, device: _base(5, 7, dtype=dtype, device=device).t(),
+    "permuted": lambda dtype, device: _base(3, 4, 5, dtype=dtype, device=device).permute(2, 0, 1),
+    "channels_last": lambda dtype, device: _base(2, 3, 4, 5, dtype=dtype, device=device).to(
+        memory_format=torch.channels_last
+    ),
+    "size one": lambda dtype, device: _base(4, 6, dtype=dtype, device=device)[:, None].transpose(0, 1),
+    "sliced": lambda dtype, device: _base(6, 10, dtype=dtype, device=device)[:, 1:8:2],
+    "narrowed": lambda dtype, device: _base(6, 10, dtype=dtype, device=device)[2:5],
+    "expanded": lambda dtype, device: _base(5, 1, dtype=dtype, device=device).expand(5, 7),
+    "overlapping": lambda dtype, device: _base(12, dtype=dtype, device=device).as_strided((5, 3), (2, 1)),
+    "misaligned": lambda dtype, device: _base(5002, dtype=dtype, device=device)[1:],
+    "misaligned by 8 bytes": lambda dtype, device: _base(64, dtype=dtype, device=device)[8 // dtype.itemsize :],
+    "empty": lambda dtype, device: _base(0, 4, dtype=dtype, device=device),
+}
+GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "ones, expanded": lambda out: torch.ones((), dtype=out.dtype, device=out.device).expand(out.shape),
+    "a row, expanded": lambda out: torch.randn_like(out).sum(-1, keepdim=True).expand(out.shape),
+    "every second": lambda out: torch.stack([torch.randn_like(out)] * 2, dim=-1)[..., 0],
+    "contiguous": lambda out: torch.randn(out.shape, device=out.device).to(out.dtype),
+    "same layout": lambda out: torch.randn_like(out),
+    "misaligned": lambda out: torch.randn(out.numel() + 1, device=out.device).to(out.dtype)[1:].view(out.shape),
+}
+
+
+def _check_forward(out: Tensor, x: Tensor, path: Path) -> None:
+    expected = torch.sigmoid(x)
+    assert (out.shape, out.dtype, out.device) == (expected.shape, expected.dtype, expected.device)
+    assert out.stride() == expected.stride()
+    ulps = FORWARD_ULPS if path.uses_kernels else FALLBACK_FORWARD_ULPS
+    assert_within_ulps(out.cpu(), exact_sigmoid(x.cpu()), ulps[x.dtype])
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_every_length(path: Path, dtype: torch.dtype, length: int) -> None:
+    """Empty, odd and full blocks are written to the last element, and not one element further."""
+    storage = _base(length + 64, dtype=dtype, device=path.device)
+    x = storage[:length].clone()
+    _check_forward(sigmoid(x), x, path)
+    behind = storage[length:].clone()
+    sigmoid_(storage[:length])
+    assert torch.equal(storage[length:], behind)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_forward(path: Path, dtype: torch.dtype, layout: str) -> None:
+    """The result and its strides are torch.sigmoid's; the input is left as it was."""
+    x = LAYOUTS[layout](dtype, path.device)
+    before = x.clone()
+    _check_forward(sigmoid(x), x, path)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_backward(path: Path, dtype: torch.dtype, layout: str, gradient: str) -> None:
+    """The gradient is right for every layout of the incoming one, the stride-0 one of ``sum()`` included."""
+    x = LAYOUTS[layout](dtype, path.device)
+    if gradient == "a row, expanded" and x.dim() == 0:
+        pytest.skip("a scalar has no rows")
+    x = x.detach().requires_grad_()
+    out = SigmoidFunction.apply(x)
+    grad_out = GRADIENTS[gradient](out.detach())
+    (grad_in,) = torch.autograd.grad(out, x, grad_out)
+    assert grad_in.dtype == dtype
+    assert_within_ulps(grad_in.cpu(), exact_backward(grad_out.cpu(), out.detach().cpu()), FALLBACK_BACKWARD_ULPS[dtype])
+
+
+@pytest.mark.parametrize("layout", ["transposed", "channels_last", "misaligned", "sliced", "expanded"])
+def test_double_backward(path: Path, layout: str) -> None:
+    """The second derivative does not depend on the layout."""
+    x = LAYOUTS[layout](torch.float64, path.device).detach().requires_grad_()
+    (grad,) = torch.autograd.grad(SigmoidFunction.apply(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(grad.sum(), x)
+    s = torch.sigmoid(x.detach())
+    torch.testing.assert_close(second, s * (1 - s) * (1 - 2 * s))
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("expanded", "overlapping")])
+def test_in_place(path: Path, dtype: torch.dtype, layout: str) -> None:
+    """``sigmoid_`` returns the very tensor, holding the result, and tells autograd that it changed."""
+    x = LAYOUTS[layout](dtype, path.device)
+    before, version = x.clone(), x._version
+    assert sigmoid_(x) is x
+    assert x._version == version + 1
+    ulps = FORWARD_ULPS if path.uses_kernels else FALLBACK_FORWARD_ULPS
+    assert_within_ulps(x.cpu(), exact_sigmoid(before.cpu()), ulps[dtype])
+
+
+def test_in_place_refuses_shared_memory(path: Path) -> None:
+    """Where elements share one place in memory, ``sigmoid_`` raises what torch raises and writes nothing."""
+    x = LAYOUTS["expanded"](torch.float32, path.device)
+    before = x.clone()
+    with pytest.raises(RuntimeError, match="single memory location"):
+        torch.sigmoid_(x)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        sigmoid_(x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dense_is_what_empty_like_keeps(layout: str) -> None:
+    """``is_dense`` answers whether ``empty_like`` keeps the strides, on which the kernels rely."""
+    x = LAYOUTS[layout](torch.float32, "cpu")
+    kept = torch.empty_like(x).stride() == x.stride()
+    assert is_dense(x) == (kept and layout not in ("sliced", "expanded", "overlapping"))
+
+
+def test_poison_catches_an_unwritten_element(kernel_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The poison can fail a test: a launch that leaves the output alone gives NaN."""
+    from sigmoid_op.kernels import sigmoid as launchers
+
+    monkeypatch.setattr(launchers, "launch", lambda *args: None)
+    x = torch.zeros(3, device=kernel_path.device)
+    with pytest.raises(AssertionError, match="ulp off"):
+        _check_forward(sigmoid(x), x, kernel_path)

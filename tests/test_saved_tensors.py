@@ -1,0 +1,80 @@
+"""Exactly one tensor is kept for backward: the output itself."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from sigmoid_op import SigmoidFunction, sigmoid, sigmoid_
+from tests.conftest import Path
+
+
+def _saved_by(x: Tensor, path: Path) -> tuple[Tensor, list[Tensor]]:
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = sigmoid(x)
+    return out, saved
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 1100)], ids=str)
+def test_saves_the_output_alone(path: Path, shape: tuple[int, ...]) -> None:
+    """One saved tensor, in the output's storage: no copy, and not the input."""
+    x = torch.randn(shape, device=path.device, requires_grad=True)
+    out, saved = _saved_by(x, path)
+    assert [tensor.data_ptr() for tensor in saved] == [out.data_ptr()]
+    assert saved[0].shape == out.shape
+    assert saved[0].data_ptr() != x.data_ptr()
+
+
+def test_saves_nothing_without_grad(path: Path) -> None:
+    """Nothing is kept where nothing is differentiated: under no_grad, or when the input does not require it."""
+    x = torch.randn(5, device=path.device, requires_grad=True)
+    with torch.no_grad():
+        assert _saved_by(x, path)[1] == []
+    assert _saved_by(x.detach(), path)[1] == []
+
+
+def test_keeps_no_reference_to_the_input(path: Path) -> None:
+    """The input's memory is free once nobody else holds it, although the graph lives on."""
+    import weakref
+
+    leaf = torch.randn(5, device=path.device, requires_grad=True)
+    x = leaf * 2
+    out = SigmoidFunction.apply(x)
+    storage = weakref.ref(x)
+    del x
+    assert storage() is None
+    out.sum().backward()
+    assert leaf.grad is not None
+
+
+def test_changing_the_output_afterwards_is_an_error(path: Path) -> None:
+    """The version counter catches an output changed in place before backward, instead of a wrong gradient."""
+    x = torch.randn(5, device=path.device, requires_grad=True)
+    out = sigmoid(x)
+    out.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_in_place_change_by_sigmoid_is_seen(path: Path) -> None:
+    """``sigmoid_`` on a tensor that another operation saved raises in backward, as ``Tensor.sigmoid_`` does."""
+    x = torch.randn(5, device=path.device, requires_grad=True)
+    exp = x.exp()
+    saved = exp.detach()
+    sigmoid_(saved)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        exp.sum().backward()
+
+
+def test_the_hook_sees_a_second_tensor() -> None:
+    """The check can fail: x·σ(x) saves the input too."""
+    x = torch.randn(5, requires_grad=True)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor), lambda tensor: tensor):
+        x * torch.sigmoid(x)
+    assert len(saved) > 1
