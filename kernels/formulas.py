@@ -11,6 +11,22 @@ import triton.language as tl
 from .intrinsics import exp2_approx, fma, reciprocal_approx, widen
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+# Of _sigmoid_float32: β has 16 bits, α/β is log2 e, and w minimizes the largest relative error of 2^f for |f| <= 1/2.
+ALPHA = tl.constexpr(float.fromhex("0x1.002560p+0"))
+BETA = tl.constexpr(float.fromhex("0x1.6318p-1"))
+W = tl.constexpr(
+    tuple(
+        float.fromhex(coefficient)
+        for coefficient in (
+            "0x1.6a7054p-10",
+            "-0x1.11971ep-7",
+            "0x1.548f7ep-5",
+            "-0x1.54bed4p-3",
+            "0x1.ff6aa0p-2",
+            "0x1.2adp-11",
+        )
+    )
+)
 # ln 2 in two parts, from fdlibm's e_exp.c: the first ends in 21 zero bits, so its product with an integer is exact.
 LN2_HIGH = tl.constexpr(6.93147180369123816490e-01)
 LN2_LOW = tl.constexpr(1.90821492927058770002e-10)
@@ -36,8 +52,32 @@ def _sigmoid_16bit(x, mantissa_bits: tl.constexpr, scale_exponent: tl.constexpr)
 
 @triton.jit
 def _sigmoid_float32(x):
-    t = tl.exp(-tl.abs(x))
-    return tl.where(x < 0, t, 1.0) / (1.0 + t)
+    """σ(x) = scale / (scale + scale·e^-x) within 0.94 ulp of float32 for every x, in IEEE operations only.
+
+    The GPU's own 2^x is too coarse for that (2^-22), so e^-x = 2^n · 2^f is a polynomial. With β of 16 bits, n·β is
+    exact, and x·α + n·β = g reduces the argument in one step, α/β being log2 e to 2.3e-11; 2^f - 1 = g·w(g) - g has no
+    constant term to round. ``scale`` = 2^-40 keeps the power finite for x from -105 on, where results are subnormal,
+    and the last product rounds those once.
+
+    The reciprocal is taken of a rounded denominator, and corrected with the residual of the unrounded one, held in
+    three parts: p = 2^n + scale, -2^n·g, and the rest. So a reciprocal 1 ulp off changes the result by less than
+    0.002 ulp. All 2^32 inputs were compared with a long double reference, with reciprocals off by -1, 0 and 1 ulp.
+    """
+    scale: tl.constexpr = 2.0**-40
+    x = tl.maximum(x, -105.0, propagate_nan=tl.PropagateNan.ALL)
+    x = tl.minimum(x, 30.0, propagate_nan=tl.PropagateNan.ALL)
+    shifted = fma(x, -LOG2_E, 1.5 * 2.0**23)  # rounds to n, which stands in the low bits
+    g = fma(x, ALPHA, fma(shifted, BETA, -BETA * 1.5 * 2.0**23))
+    power = ((shifted.to(tl.int32, bitcast=True) << 23) + 0x2B800000).to(tl.float32, bitcast=True)  # 2^n · scale
+    w = fma(g, W[0], W[1])
+    for i in tl.static_range(4):
+        w = fma(w, g, W[2 + i])
+    power_g = power * g
+    p = power + scale
+    rest = fma(power_g, w, scale - (p - power))
+    reciprocal = reciprocal_approx(p + (rest - power_g))
+    residual = fma(-1.0 * reciprocal, rest, fma(reciprocal, power_g, fma(-1.0 * reciprocal, p, 1.0)))
+    return fma(reciprocal, residual, reciprocal) * scale
 
 
 @triton.jit
@@ -66,17 +106,23 @@ def _sigmoid_float64(x):
 
 
 @triton.jit
+def _sigmoid(x, dtype: tl.constexpr):
+    """σ of a widened x, as accurate as a result of ``dtype`` can show."""
+    if dtype == tl.float16:
+        return _sigmoid_16bit(x, 10, 0)
+    elif dtype == tl.bfloat16:
+        return _sigmoid_16bit(x, 7, -8)
+    elif dtype == tl.float32:
+        return _sigmoid_float32(x)
+    else:
+        return _sigmoid_float64(x)
+
+
+@triton.jit
 def sigmoid(args):
     """out = σ(x)"""
     (x,) = args
-    if x.dtype == tl.float16:
-        return (_sigmoid_16bit(widen(x), 10, 0),)
-    elif x.dtype == tl.bfloat16:
-        return (_sigmoid_16bit(widen(x), 7, -8),)
-    elif x.dtype == tl.float32:
-        return (_sigmoid_float32(x),)
-    else:
-        return (_sigmoid_float64(x),)
+    return (_sigmoid(widen(x), x.dtype),)
 
 
 @triton.jit
@@ -102,3 +148,29 @@ def sigmoid_double_backward(args):
     grad_grad_in = widen(grad_grad_in)
     out = widen(out)
     return grad_grad_in * _derivative(out), grad_grad_in * widen(grad_out) * (1.0 - 2.0 * out)
+
+
+@triton.jit
+def sigmoid_exact(args):
+    """out = σ(x), and t = σ(-|x|) with the sign of x in its sign bit"""
+    (x,) = args
+    wide = widen(x)
+    t = _sigmoid(-tl.abs(wide), x.dtype)
+    return _sigmoid(wide, x.dtype), tl.where(wide < 0, -1.0 * t, t)
+
+
+@triton.jit
+def sigmoid_exact_backward(args):
+    """grad_in = grad_out · σ'(x), with σ'(x) = |t|·(1 - |t|)"""
+    grad_out, t = args
+    return (widen(grad_out) * _derivative(tl.abs(widen(t))),)
+
+
+@triton.jit
+def sigmoid_exact_double_backward(args):
+    """The gradients of grad_in = grad_out·|t|·(1 - |t|) with respect to grad_out and to t."""
+    grad_grad_in, grad_out, t = args
+    grad_grad_in = widen(grad_grad_in)
+    t = widen(t)
+    slope = tl.where(t < 0, -1.0, 1.0) - 2.0 * t  # of |t|·(1 - |t|)
+    return grad_grad_in * _derivative(tl.abs(t)), grad_grad_in * widen(grad_out) * slope

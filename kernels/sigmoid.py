@@ -1,5 +1,7 @@
 """Launchers of the σ kernels: dense tensors in, new tensors of the same memory layout out."""
 
+from typing import Any
+
 from torch import Tensor
 
 from . import formulas
@@ -24,17 +26,41 @@ def sigmoid_backward(grad_out: Tensor, out: Tensor) -> Tensor:
 
     ``grad_out`` has the memory layout of ``out``, or is one element that stands for all of them.
     """
-    grad_in = empty_output(out)
-    if grad_out.numel() == 1 != out.numel():
-        launch(formulas.sigmoid_backward, (grad_out,), (out,), (grad_in,))
-    else:
-        launch(formulas.sigmoid_backward, (), (grad_out, out), (grad_in,))
-    return grad_in
+    return _backward(formulas.sigmoid_backward, grad_out, out)
 
 
 def sigmoid_double_backward(grad_grad_in: Tensor, grad_out: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of ``sigmoid_backward`` with respect to ``grad_out`` and ``out``. Moves 5 bytes per byte."""
-    grad_grad_out = empty_output(out)
-    grad_of_out = empty_output(out)
-    launch(formulas.sigmoid_double_backward, (), (grad_grad_in, grad_out, out), (grad_grad_out, grad_of_out))
-    return grad_grad_out, grad_of_out
+    """The gradients of :func:`sigmoid_backward` with respect to ``grad_out`` and ``out``. Moves 5 bytes per byte."""
+    return _double_backward(formulas.sigmoid_double_backward, grad_grad_in, grad_out, out)
+
+
+def sigmoid_exact_forward(x: Tensor) -> tuple[Tensor, Tensor]:
+    """out = σ(x) and t = σ(-|x|) with the sign of ``x``. Moves 3 bytes per byte of ``x``."""
+    out, t = empty_output(x), empty_output(x)
+    launch(formulas.sigmoid_exact, (), (x,), (out, t))
+    return out, t
+
+
+def sigmoid_exact_backward(grad_out: Tensor, t: Tensor) -> Tensor:
+    """grad_in = grad_out · |t| · (1 - |t|); bytes and ``grad_out`` as for :func:`sigmoid_backward`."""
+    return _backward(formulas.sigmoid_exact_backward, grad_out, t)
+
+
+def sigmoid_exact_double_backward(grad_grad_in: Tensor, grad_out: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of :func:`sigmoid_exact_backward` with respect to ``grad_out`` and ``t``. Moves 5 bytes per byte."""
+    return _double_backward(formulas.sigmoid_exact_double_backward, grad_grad_in, grad_out, t)
+
+
+def _backward(formula: Any, grad_out: Tensor, saved: Tensor) -> Tensor:
+    grad_in = empty_output(saved)
+    if grad_out.numel() == 1 != saved.numel():
+        launch(formula, (grad_out,), (saved,), (grad_in,))
+    else:
+        launch(formula, (), (grad_out, saved), (grad_in,))
+    return grad_in
+
+
+def _double_backward(formula: Any, grad_grad_in: Tensor, grad_out: Tensor, saved: Tensor) -> tuple[Tensor, Tensor]:
+    grad_grad_out, grad_of_saved = empty_output(saved), empty_output(saved)
+    launch(formula, (), (grad_grad_in, grad_out, saved), (grad_grad_out, grad_of_saved))
+    return grad_grad_out, grad_of_saved

@@ -5,27 +5,38 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import FunctionMeta
 
 from sigmoid_op import dispatch
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 
 
-class _FastApply(Function):
+class _Traceable(FunctionMeta):
+    """Makes Dynamo trace ``apply`` as the Python it is.
+
+    Dynamo models ``apply`` itself for a class whose type is exactly ``FunctionMeta``, and refuses one with a ``jvp``.
+    """
+
+
+class FastApplyFunction(Function, metaclass=_Traceable):
     """A Function whose ``apply`` skips binding default arguments, of which ours have none.
 
     With ``setup_context`` defined, ``Function.apply`` first calls ``inspect.signature``, three quarters of its cost.
-    Under a torch.func transform the call takes the ordinary way.
+    Under a torch.func transform the call takes the ordinary way; under a compiler it is the operators of ``forward``,
+    which the compiler differentiates and fuses.
     """
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return cls.forward(*args)
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return super(Function, cls).apply(*args)  # type: ignore[misc]  # defined in C++
 
 
-class SigmoidFunction(_FastApply):
+class SigmoidFunction(FastApplyFunction):
     r"""σ with its fused gradient: ``SigmoidFunction.apply(x)`` is :func:`sigmoid_op.sigmoid` whatever the size.
 
     .. math:: \text{grad\_in} = \text{grad\_out} \cdot \text{out} \cdot (1 - \text{out})
@@ -62,7 +73,7 @@ class SigmoidFunction(_FastApply):
         return out_tangent
 
 
-class SigmoidBackwardFunction(_FastApply):
+class SigmoidBackwardFunction(FastApplyFunction):
     """grad_in = grad_out · out · (1 - out), as a Function of both, so that gradients of gradients are fused too.
 
     Saved for backward: ``grad_out`` and ``out``.
@@ -73,16 +84,12 @@ class SigmoidBackwardFunction(_FastApply):
     @staticmethod
     def forward(grad_out: Tensor, out: Tensor) -> Tensor:
         if dispatch.supported(out):
-            operand = _kernel_operand(grad_out, out)
+            operand = kernel_operand(grad_out, out)
             if operand is not None:
                 from sigmoid_op.kernels.sigmoid import sigmoid_backward
 
                 return sigmoid_backward(operand, out)
-        if out.dtype in (torch.float16, torch.bfloat16):
-            grad_in: Tensor = _sigmoid_backward(grad_out.float(), out.float()).to(out.dtype)
-        else:
-            grad_in = _sigmoid_backward(grad_out, out)
-        return grad_in
+        return sigmoid_gradient(grad_out, out)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -102,10 +109,19 @@ class SigmoidBackwardFunction(_FastApply):
         return through_grad_out + through_out
 
 
+def sigmoid_gradient(grad_out: Tensor, out: Tensor) -> Tensor:
+    """grad_out · out · (1 - out) by PyTorch's operator; for 16-bit dtypes in float32, rounded once."""
+    if out.dtype in (torch.float16, torch.bfloat16):
+        grad_in: Tensor = _sigmoid_backward(grad_out.float(), out.float()).to(out.dtype)
+    else:
+        grad_in = _sigmoid_backward(grad_out, out)
+    return grad_in
+
+
 def _double_backward(grad_grad_in: Tensor, grad_out: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of ``SigmoidBackwardFunction``; by PyTorch operators where they are differentiated again."""
     if not torch.is_grad_enabled() and dispatch.supported(out):
-        operands = [_kernel_operand(x, out, broadcast=False) for x in (grad_grad_in, grad_out)]
+        operands = [kernel_operand(x, out, broadcast=False) for x in (grad_grad_in, grad_out)]
         if operands[0] is not None and operands[1] is not None:
             from sigmoid_op.kernels.sigmoid import sigmoid_double_backward
 
@@ -114,7 +130,7 @@ def _double_backward(grad_grad_in: Tensor, grad_out: Tensor, out: Tensor) -> tup
     return grad_grad_out, grad_grad_in.conj() * grad_out * (1 - 2 * out.conj())
 
 
-def _kernel_operand(x: Tensor, out: Tensor, *, broadcast: bool = True) -> Tensor | None:
+def kernel_operand(x: Tensor, out: Tensor, *, broadcast: bool = True) -> Tensor | None:
     """``x`` as a kernel reads it beside ``out``: in the same memory order, or as one element; None if it cannot.
 
     A 16-bit ``x`` in another layout is copied into that of ``out``: one more read and write, but the gradient is still

@@ -35,8 +35,8 @@ def supported(x: Tensor) -> bool:
         (x.is_cuda or (INTERPRETED and x.is_cpu))
         and HAS_TRITON
         and x.dtype in KERNEL_DTYPES
+        and _called_eagerly(x)  # first: Dynamo cannot trace the questions after it
         and is_ordinary(x)
-        and _called_eagerly(x)
         and is_dense(x)
     )
 

@@ -1,15 +1,17 @@
 """``sigmoid`` and ``sigmoid_``: one readable ``if`` chooses a fused kernel or PyTorch's own."""
 
 import torch
+import torch.fx
 import torch.jit._builtins
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from sigmoid_op import dispatch
 from sigmoid_op.autograd import SigmoidFunction
+from sigmoid_op.exact import exact_sigmoid
 
 
-def sigmoid(input: Tensor, *, out: Tensor | None = None) -> Tensor:
+def sigmoid(input: Tensor, *, out: Tensor | None = None, exact_grad: bool = False) -> Tensor:
     r"""Apply the logistic sigmoid to each element: a drop-in for :func:`torch.sigmoid`.
 
     .. math:: \text{out} = \sigma(\text{input}) = \frac{1}{1 + e^{-\text{input}}}
@@ -19,23 +21,39 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None) -> Tensor:
 
     Args:
         input: a tensor of any shape, dtype, layout and device that ``torch.sigmoid`` takes.
-        out: where to write the result.
+        out: where to write the result; such a call is not differentiable.
+        exact_grad: whether the gradient keeps its accuracy where σ saturates. The default's, like PyTorch's, is exactly
+            0 from x = 6.25 in bfloat16, 8.32 in float16 and 17.4 in float32 on, where out has been rounded to 1. The
+            exact one is within 2 ulp (16-bit) or 3 ulp (float32) wherever the true value is a normal number. Want it
+            for gates that may saturate and must be able to open again, in bfloat16 above all. It costs the writing of
+            a second tensor in forward; and its memory until backward, where something downstream keeps the result too.
 
     Returns:
         a tensor of the shape, strides, dtype and device that ``torch.sigmoid`` would give it.
 
-    Saved for backward: the result, and nothing else; nothing where no gradient is required.
+    Saved for backward: the result, and nothing else; with ``exact_grad`` σ(-\|input\|), of the same size, instead.
+    Nothing where no gradient is required.
 
     Raises:
-        whatever ``torch.sigmoid`` raises for the same arguments.
+        TypeError: with ``exact_grad`` for complex input that is differentiated.
+        Otherwise whatever ``torch.sigmoid`` raises for the same arguments.
 
     Source: P.-F. Verhulst, *Notice sur la loi que la population suit dans son accroissement*, 1838.
     """
     if out is None:
+        if exact_grad:
+            return _sigmoid_with_exact_grad(input)
         if isinstance(input, Tensor) and (input.is_cuda or dispatch.INTERPRETED) and dispatch.worthwhile(input):
             return _kernel_sigmoid(input)
         return torch.sigmoid(input)
     return torch.sigmoid(input, out=out)
+
+
+@torch.fx.wrap  # a symbolic trace keeps the call, which it could not see into
+def _sigmoid_with_exact_grad(input: Tensor) -> Tensor:
+    if isinstance(input, Tensor) and _watched_by_autograd(input):
+        return exact_sigmoid(input)
+    return sigmoid(input)
 
 
 def _kernel_sigmoid(x: Tensor) -> Tensor:
@@ -81,8 +99,12 @@ def sigmoid_(input: Tensor) -> Tensor:
 
 
 def _watched_by_autograd(x: Tensor) -> bool:
-    """Whether this call is differentiated, in reverse mode or in forward mode."""
-    return (x.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0
+    """Whether this call is differentiated: in reverse mode, in forward mode, or under a torch.func transform."""
+    return (
+        (x.requires_grad and torch.is_grad_enabled())
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 # TorchScript cannot compile a function with keyword-only defaults; it is told the operators they stand for. Without

@@ -21,8 +21,8 @@ from tests.ulp import (
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
-# 4096 bytes are one block: lengths around one and two blocks of each dtype, and lengths no power of two divides.
-LENGTHS = [0, 1, 2, 7, 8, 15, 16, 17, 511, 512, 513, 1023, 1025, 2047, 2048, 2049, 4095, 4096, 4097, 5001]
+# 8192 bytes are one block: lengths around one and two blocks of each dtype, and lengths no power of two divides.
+LENGTHS = [0, 1, 2, 7, 8, 15, 16, 17, 1023, 1024, 1025, 2047, 2048, 2049, 4095, 4096, 4097, 8191, 8192, 8193, 10001]
 
 
 def _base(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
@@ -56,12 +56,16 @@ GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _ulps(x: Tensor, path: Path) -> float:
+    """A kernel's error where one takes ``x``; a layout with gaps or overlaps goes to PyTorch on every path."""
+    return (FORWARD_ULPS if path.uses_kernels and is_dense(x) else FALLBACK_FORWARD_ULPS)[x.dtype]
+
+
 def _check_forward(out: Tensor, x: Tensor, path: Path) -> None:
     expected = torch.sigmoid(x)
     assert (out.shape, out.dtype, out.device) == (expected.shape, expected.dtype, expected.device)
     assert out.stride() == expected.stride()
-    ulps = FORWARD_ULPS if path.uses_kernels else FALLBACK_FORWARD_ULPS
-    assert_within_ulps(out.cpu(), exact_sigmoid(x.cpu()), ulps[x.dtype])
+    assert_within_ulps(out.cpu(), exact_sigmoid(x.cpu()), _ulps(x, path))
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
@@ -120,8 +124,7 @@ def test_in_place(path: Path, dtype: torch.dtype, layout: str) -> None:
     before, version = x.clone(), x._version
     assert sigmoid_(x) is x
     assert x._version == version + 1
-    ulps = FORWARD_ULPS if path.uses_kernels else FALLBACK_FORWARD_ULPS
-    assert_within_ulps(x.cpu(), exact_sigmoid(before.cpu()), ulps[dtype])
+    assert_within_ulps(x.cpu(), exact_sigmoid(before.cpu()), _ulps(x, path))
 
 
 def test_in_place_refuses_shared_memory(path: Path) -> None:
