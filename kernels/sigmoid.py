@@ -47,7 +47,7 @@ def sigmoid_exact_backward(grad_out: Tensor, t: Tensor) -> Tensor:
 
 
 def sigmoid_exact_double_backward(grad_grad_in: Tensor, grad_out: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of :func:`sigmoid_exact_backward` with respect to ``grad_out`` and ``t``. Moves 5 bytes per byte."""
+    """The gradients of :func:`sigmoid_exact_backward`. Moves 5 bytes per byte."""
     return _double_backward(formulas.sigmoid_exact_double_backward, grad_grad_in, grad_out, t)
 
 

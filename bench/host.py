@@ -1,0 +1,159 @@
+"""Where the host time of a call goes: the wrapper, the Function, the launch, piece by piece, at 16 elements.
+
+All pieces are timed in turn, round by round, on one thread, as a loop of calls ``function(argument)``. On CUDA the loop
+ends with a synchronization: the device is faster than the host at this size, so what is seen is the host.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.autograd import Function
+
+from bench.environment import environment
+from bench.options import add_device_and_out, choose_device, output_folder, positive
+from sigmoid_op import SigmoidFunction, dispatch, sigmoid
+
+ELEMENTS = 16
+LARGE = 65536
+ROUNDS = 100
+Piece = tuple[Callable[[Any], Any], Any]  # a function and its argument
+
+
+class WithCtx(Function):
+    """The least a Function costs: ``forward`` takes ``ctx``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = torch.sigmoid(x)
+        ctx.save_for_backward(out)
+        return out
+
+
+class WithSetupContext(Function):
+    """The form that torch.func needs, with the ``apply`` it comes with."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+
+def pieces(device: torch.device) -> dict[str, dict[str, Piece]]:
+    """What is timed, by group; the first of each group is what the others are compared with."""
+    x = torch.randn(ELEMENTS, device=device)
+    leaf = torch.randn(ELEMENTS, device=device, requires_grad=True)
+    large = torch.randn(LARGE, device=device)
+    grad_out = torch.ones(ELEMENTS, device=device)
+
+    def forward_backward(function: Callable[[Tensor], Tensor]) -> Piece:
+        return lambda x: torch.autograd.grad(function(x), x, grad_out), leaf
+
+    groups: dict[str, dict[str, Piece]] = {
+        f"{ELEMENTS} elements": {"torch.sigmoid": (torch.sigmoid, x), "sigmoid": (sigmoid, x)},
+        f"{ELEMENTS} elements, with grad": {
+            "torch.sigmoid": (torch.sigmoid, leaf),
+            "sigmoid": (sigmoid, leaf),
+            "SigmoidFunction.apply": (SigmoidFunction.apply, leaf),
+            "a Function with ctx": (WithCtx.apply, leaf),
+            "a Function with setup_context": (WithSetupContext.apply, leaf),
+        },
+        f"{ELEMENTS} elements, forward + backward": {
+            "torch.sigmoid": forward_backward(torch.sigmoid),
+            "sigmoid": forward_backward(sigmoid),
+            "SigmoidFunction.apply": forward_backward(SigmoidFunction.apply),
+        },
+        f"{LARGE} elements": {"torch.sigmoid": (torch.sigmoid, large), "sigmoid": (sigmoid, large)},
+    }
+    if device.type == "cuda":
+        groups["parts of a launch"] = _launch_pieces(x)
+    return groups
+
+
+def _launch_pieces(x: Tensor) -> dict[str, Piece]:
+    from sigmoid_op.kernels import formulas, pointwise
+    from sigmoid_op.kernels.sigmoid import sigmoid_forward
+
+    out = torch.empty_like(x)
+    n, size = x.numel(), pointwise.BLOCK_SIZES[x.element_size()]
+    kernel = pointwise.pointwise_kernel[(1, 1, 1)]
+
+    def guarded(x: Tensor) -> None:
+        with torch.cuda.device(x.device):
+            pass
+
+    return {
+        "torch.sigmoid": (torch.sigmoid, x),
+        "sigmoid_forward: our launch and its output": (sigmoid_forward, x),
+        "our launch alone": (lambda x: pointwise.launch(formulas.sigmoid, (), (x,), (out,)), x),
+        "Triton's own launch": (lambda x: kernel((), (x,), (out,), n, formulas.sigmoid, size, num_warps=4), x),
+        "empty_like": (torch.empty_like, x),
+        "device guard": (guarded, x),
+        "dispatch.supported": (dispatch.supported, x),
+    }
+
+
+def measure(device: torch.device, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Microseconds a call, a sample a round."""
+    samples: dict[str, dict[str, list[float]]] = {}
+    for group, calls in pieces(device).items():
+        repeats = {name: _repeats(piece, device) for name, piece in calls.items()}
+        samples[group] = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name, piece in calls.items():
+                samples[group][name].append(_sample(piece, repeats[name], device))
+    return samples
+
+
+def _repeats(piece: Piece, device: torch.device, seconds: float = 2e-4) -> int:
+    """Calls that fill a sample, after a warm-up."""
+    _sample(piece, 20, device)
+    return max(3, round(seconds / (_sample(piece, 20, device) * 1e-6)))
+
+
+def _sample(piece: Piece, repeats: int, device: torch.device) -> float:
+    function, argument = piece
+    start = time.perf_counter_ns()
+    for _ in range(repeats):
+        function(argument)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter_ns() - start) / repeats / 1e3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_device_and_out(parser)
+    parser.add_argument("--rounds", type=positive, default=ROUNDS, help=f"samples of each piece (default {ROUNDS})")
+
+
+def run(args: argparse.Namespace) -> int:
+    device = choose_device(args.device)
+    torch.set_num_threads(1)
+    samples = measure(device, args.rounds)
+    table = Table(title=f"Host time of a call, {environment(device)['device']}")
+    for column in ("", "median µs", "p20 to p80", "ratio to the first"):
+        table.add_column(column, justify="right" if column else "left")
+    for group, calls in samples.items():
+        table.add_section()
+        table.add_row(f"[bold]{group}")
+        first = next(iter(calls.values()))
+        for name, times in calls.items():
+            quantiles = statistics.quantiles(times, n=10)
+            ratio = statistics.median(ours / theirs for ours, theirs in zip(times, first, strict=True))
+            spread = f"{quantiles[1]:.2f} to {quantiles[7]:.2f}"
+            table.add_row(f"  {name}", f"{statistics.median(times):.2f}", spread, f"{ratio:.3f}")
+    Console().print(table)
+    path = output_folder(args.out, device) / "host.json"
+    path.write_text(json.dumps({"kind": "host", "environment": environment(device), "samples_us": samples}, indent=1))
+    print(f"raw data: {path}")
+    return 0

@@ -1,0 +1,53 @@
+"""A call costs little more than torch.sigmoid's on the host, where that is all it costs: on small CPU tensors."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# Largest ratio of our time to torch.sigmoid's, and the samples' group in the results of `python -m bench host`.
+BUDGETS = {
+    "16 elements": 1.20,
+    "16 elements, with grad": 1.15,
+    "16 elements, forward + backward": 1.05,
+    "65536 elements": 1.02,
+}
+
+
+def _ratios(folder: Path) -> dict[str, float]:
+    """Of the 20th percentiles, which a busy machine disturbs less than the medians."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bench", "host", "--device", "cpu", "--out", str(folder)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    samples = json.loads((folder / "host.json").read_text())["samples_us"]
+
+    def fast(times: list[float]) -> float:
+        return statistics.quantiles(times, n=5)[0]
+
+    return {group: fast(samples[group]["sigmoid"]) / fast(samples[group]["torch.sigmoid"]) for group in BUDGETS}
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="the budgets are those of the CPU build of PyTorch")
+def test_cost_of_the_wrapper(tmp_path: Path) -> None:
+    """``sigmoid`` stays within its budget of ``torch.sigmoid``'s time; one run of three without disturbance will do."""
+    seen = []
+    for attempt in range(3):
+        seen.append(_ratios(tmp_path / str(attempt)))
+        if all(seen[-1][group] <= budget for group, budget in BUDGETS.items()):
+            return
+    pytest.fail(f"over budget {BUDGETS} three times: {seen}")
+
+
+def test_the_budget_is_tight(tmp_path: Path) -> None:
+    """The measure can fail: a Function costs more than the budget allows, which is why small tensors take none."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bench", "host", "--device", "cpu", "--rounds", "20", "--out", str(tmp_path)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    samples = json.loads((tmp_path / "host.json").read_text())["samples_us"]["16 elements, with grad"]
+    slow = statistics.median(samples["SigmoidFunction.apply"]) / statistics.median(samples["torch.sigmoid"])
+    assert slow > BUDGETS["16 elements, with grad"]
