@@ -18,7 +18,7 @@ INTERPRETED: bool = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "").lower(
 
 # Whether any tensor could take a kernel in this process. Where none can, a call pays for nothing but this: on the CPU
 # build of PyTorch that keeps sigmoid() within 1.2 of torch.sigmoid at 16 elements (python -m bench host).
-AVAILABLE: bool = INTERPRETED or (HAS_TRITON and torch.backends.cuda.is_built())
+AVAILABLE: bool = INTERPRETED or (HAS_TRITON and bool(torch.version.cuda or torch.version.hip))
 
 # Smaller tensors go to torch.sigmoid, whose launch costs less host time; it saves the same tensor for backward.
 # Not measured yet on a GPU: set where a copy at 4.3 TB/s takes longer (8 to 16 us) than the host needs for our launch.
@@ -46,9 +46,10 @@ def supported(x: Tensor) -> bool:
 
 
 def is_ordinary(x: Tensor) -> bool:
-    """Neither a subclass, nor sparse, nested, lazily negated, a symbolic zero or batched: its memory holds its values.
+    """Neither a subclass, nor sparse, nested, lazily negated, a symbolic zero or wrapped: its memory holds its values.
 
-    The last is the tensor of the older vmap, which batched gradients (``is_grads_batched=True``) still use.
+    torch.func wraps tensors, which outlive their transform in the function that ``vjp`` returns. The older vmap, which
+    batched gradients (``is_grads_batched=True``) still use, has a wrapper of its own.
     """
     return (
         type(x) in (Tensor, Parameter)
@@ -56,6 +57,7 @@ def is_ordinary(x: Tensor) -> bool:
         and not x.is_nested
         and not x.is_neg()
         and not x._is_zerotensor()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and not torch._C._functorch.is_legacy_batchedtensor(x)
     )
 

@@ -1,0 +1,39 @@
+"""Draw σ and its derivative, the picture of the README: ``docs/sigmoid.png``."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from sigmoid_op import sigmoid
+
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "sigmoid.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=PICTURE, help="the file to write (default: docs/sigmoid.png)")
+
+
+def run(args: argparse.Namespace) -> int:
+    x = torch.linspace(-8, 8, 801, dtype=torch.float64, requires_grad=True)
+    out = sigmoid(x)
+    (derivative,) = torch.autograd.grad(out.sum(), x)
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(x.detach(), out.detach(), label=r"$\sigma(x) = 1\,/\,(1 + e^{-x})$", color="tab:blue")
+    axes.plot(x.detach(), derivative, label=r"$\sigma'(x) = \sigma(x)\,(1 - \sigma(x))$", color="tab:orange")
+    axes.plot(0, 0.5, "o", color="tab:blue")
+    axes.plot(0, 0.25, "o", color="tab:orange")
+    axes.annotate("1/2", (0, 0.5), (-18, 4), textcoords="offset points")
+    axes.annotate("1/4", (0, 0.25), (-6, 7), textcoords="offset points")
+    axes.axhline(1, color="grey", linewidth=0.6, linestyle=":")
+    axes.set_xlabel("x")
+    axes.set_xlim(-8, 8)
+    axes.set_ylim(-0.03, 1.08)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out, dpi=120)
+    print(f"picture: {args.out}")
+    return 0

@@ -1,0 +1,168 @@
+"""``enable()``: our kernels behind PyTorch's own sigmoid operators, for models that call ``torch.sigmoid`` themselves.
+
+A kernel at the dispatcher's CUDA key runs below autograd, autocast, torch.func and DTensor: they stay PyTorch's own,
+and plain tensors are what arrives here. PyTorch's kernel, kept, takes whatever ours does not.
+"""
+
+import threading
+import warnings
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.library import Library, get_kernel
+
+from sigmoid_op import dispatch
+from sigmoid_op.autograd import kernel_operand
+
+_lock = threading.Lock()
+_library: Library | None = None
+_enabled = 0  # handles not yet disabled
+
+
+def enable() -> "Enabled":
+    r"""Put the fused kernels behind ``torch.sigmoid``, ``x.sigmoid()``, ``F.sigmoid`` and their gradients, on CUDA.
+
+    .. math:: \sigma(x) = \frac{1}{1 + e^{-x}}
+
+    Large dense CUDA tensors of float16, bfloat16, float32 or float64 take our kernels; all others, and every tensor on
+    another device, PyTorch's. It holds for all threads of this process, from the call on until ``disable()`` of the
+    handle it returns, or for a ``with`` block. Calls nest: the last handle disabled ends it. Call it from any thread.
+
+    Where Triton or PyTorch's CUDA support is missing, it changes nothing. Under TRITON_INTERPRET=1, where the kernels
+    run on the CPU, it holds for CPU tensors instead.
+
+    Saved for backward: by PyTorch's autograd, the result.
+
+    Cost: each sigmoid call on CUDA, of any size, passes through Python (``python -m bench.ways_in``); it stays so after
+    ``disable()`` if other threads are alive then, as PyTorch's operator table cannot be restored under a running call.
+    """
+    global _enabled, _library
+    with _lock:
+        has_cuda: bool = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        if _library is None and dispatch.HAS_TRITON and (dispatch.INTERPRETED or has_cuda):
+            _library = _register("CPU" if dispatch.INTERPRETED else "CUDA")
+        _enabled += 1
+    return Enabled()
+
+
+class Enabled:
+    """What :func:`enable` returns: ends its effect by :meth:`disable`, or at the end of a ``with`` block."""
+
+    def __init__(self) -> None:
+        self._active = True
+
+    def disable(self) -> None:
+        """Undo the one call of :func:`enable` that made this handle; does nothing the second time."""
+        global _enabled, _library
+        with _lock:
+            if not self._active:
+                return
+            self._active = False
+            _enabled -= 1
+            # PyTorch changes an entry of its operator table field by field, without a lock for callers. A call in
+            # another thread could meet a half-restored entry, and crash: with threads about, ours stays and forwards.
+            if _enabled == 0 and _library is not None and threading.active_count() == 1:
+                _library._destroy()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                _library = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.disable()
+
+
+def _register(key: str) -> Library:
+    """Override the five operators at a dispatch key. Each is a kernel of its own in PyTorch: none calls another."""
+    library = Library("aten", "IMPL")  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    with warnings.catch_warnings():
+        # PyTorch says once per process that a kernel is overridden, which is the purpose, whatever flags are passed.
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
+        for name, kernel in _KERNELS.items():
+            original = get_kernel(f"aten::{name}", key).call_boxed
+            library.impl(  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                name, partial(kernel, original), key, with_keyset=True, allow_override=True
+            )
+    return library
+
+
+# Of every kernel below the first two arguments are PyTorch's own and the dispatcher's keys, which that one is given.
+_Original = Callable[..., Tensor]
+
+
+def _takes(x: Tensor) -> bool:
+    return _enabled > 0 and dispatch.worthwhile(x)
+
+
+def _sigmoid(original: _Original, keyset: Any, x: Tensor) -> Tensor:
+    if _takes(x):
+        from sigmoid_op.kernels.sigmoid import sigmoid_forward
+
+        return sigmoid_forward(x)
+    return original(keyset, x)
+
+
+def _sigmoid_(original: _Original, keyset: Any, x: Tensor) -> Tensor:
+    if _takes(x):
+        from sigmoid_op.kernels.sigmoid import sigmoid_forward_
+
+        return sigmoid_forward_(x)  # autograd above has counted the new version
+    return original(keyset, x)
+
+
+def _sigmoid_out(original: _Original, keyset: Any, x: Tensor, *, out: Tensor) -> Tensor:
+    if _takes(x) and _can_hold(out, x):
+        from sigmoid_op.kernels import formulas, pointwise
+
+        pointwise.launch(formulas.sigmoid, (), (x,), (out,))
+        return out
+    return original(keyset, x, out=out)
+
+
+def _sigmoid_backward(original: _Original, keyset: Any, grad_out: Tensor, out: Tensor) -> Tensor:
+    # Of another layout, grad_out would give the result its strides, and compiled graphs rely on them.
+    if _takes(out) and (grad_out.stride() == out.stride() or not any(grad_out.stride())):
+        operand = kernel_operand(grad_out, out)
+        if operand is not None:
+            from sigmoid_op.kernels.sigmoid import sigmoid_backward
+
+            return sigmoid_backward(operand, out)
+    return original(keyset, grad_out, out)
+
+
+def _sigmoid_backward_out(
+    original: _Original, keyset: Any, grad_out: Tensor, out: Tensor, *, grad_input: Tensor
+) -> Tensor:
+    if _takes(out) and _can_hold(grad_input, out) and dispatch.supported(grad_out) and _can_hold(grad_input, grad_out):
+        from sigmoid_op.kernels import formulas, pointwise
+
+        pointwise.launch(formulas.sigmoid_backward, (), (grad_out, out), (grad_input,))
+        return grad_input
+    return original(keyset, grad_out, out, grad_input=grad_input)
+
+
+def _can_hold(result: Tensor, x: Tensor) -> bool:
+    """Whether a kernel can write a result for ``x`` there as it is: the same layout, and the same memory or other."""
+    return (
+        dispatch.supported(result)
+        and result.shape == x.shape
+        and result.stride() == x.stride()
+        and result.dtype == x.dtype
+        and result.device == x.device
+        and (result.data_ptr() == x.data_ptr() or abs(result.data_ptr() - x.data_ptr()) >= x.numel() * x.itemsize)
+    )
+
+
+_KERNELS: dict[str, Callable[..., Tensor]] = {
+    "sigmoid": _sigmoid,
+    "sigmoid_": _sigmoid_,
+    "sigmoid.out": _sigmoid_out,
+    "sigmoid_backward": _sigmoid_backward,
+    "sigmoid_backward.grad_input": _sigmoid_backward_out,
+}

@@ -1,0 +1,149 @@
+"""The prepared launch: Triton binds arguments once for each kind of operands, and a kernel serves only its own kind."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sigmoid_op.kernels import formulas, pointwise
+
+
+class FakeKernel:
+    """Stands for Triton's jit function, and for the kernels it compiles: it notes who was launched with what grid."""
+
+    def __init__(self) -> None:
+        self.compiled: list[FakeKernel] = []
+        self.launched: list[tuple[Any, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., "FakeKernel"]:
+        def run(*args: Any, num_warps: int = 0) -> FakeKernel:
+            self.launched.append((grid, *args))
+            if num_warps:
+                self.compiled.append(FakeKernel())
+                return self.compiled[-1]
+            return self
+
+        return run
+
+
+@pytest.fixture
+def jit(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
+    """The launch path of a GPU, up to the launch itself, on CPU tensors."""
+    kernel = FakeKernel()
+    monkeypatch.setattr(pointwise, "INTERPRETED", False)
+    monkeypatch.setattr(pointwise, "pointwise_kernel", kernel)
+    monkeypatch.setattr(pointwise, "_prepared", {})
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)  # the device index of a CPU tensor
+    return kernel
+
+
+def _launch(x: Tensor, formula: Any = formulas.sigmoid) -> None:
+    pointwise.launch(formula, (), (x,), (torch.empty_like(x),))
+
+
+def test_compiles_once_for_each_kind(jit: FakeKernel) -> None:
+    """A second call of the same kind, whatever its length, skips Triton's binding; another kind does not."""
+    x = torch.zeros(5000)
+    for length in (5000, 1, 4096, 4999):
+        _launch(x[:length])
+    assert len(jit.launched) == 1
+    assert [len(kernel.launched) for kernel in jit.compiled] == [3]
+    _launch(x.double())
+    _launch(x, formulas.sigmoid_exact)
+    assert len(jit.launched) == 3
+
+
+def test_misaligned_operands_get_their_own_kernel(jit: FakeKernel) -> None:
+    """A kernel compiled for 16-byte aligned pointers, whose wide accesses would fault, never sees another pointer."""
+    x = torch.zeros(5000)
+    assert x.data_ptr() % 16 == 0
+    _launch(x)
+    _launch(x[1:])
+    _launch(x[4:])
+    _launch(x[2:])
+    assert len(jit.launched) == 2
+    assert [len(kernel.launched) for kernel in jit.compiled] == [1, 1]
+
+
+def test_the_grid_covers_every_element(jit: FakeKernel) -> None:
+    """As many blocks as the elements fill, the last one in part; no launch at all for none."""
+    size = pointwise.BLOCK_SIZES[4]
+    for length, blocks in ((1, 1), (size, 1), (size + 1, 2), (10 * size, 10)):
+        _launch(torch.zeros(length))
+        grid, _, _, _, n_elements, _, block_size = (jit.launched + jit.compiled[0].launched)[-1]
+        assert (grid, n_elements, block_size) == ((blocks, 1, 1), length, size)
+    before = len(jit.compiled[0].launched)
+    _launch(torch.zeros(0))
+    assert len(jit.compiled[0].launched) == before
+
+
+def test_another_device_is_made_current(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operands on a device that is not the current one are launched under its guard; otherwise there is none."""
+    entered: list[int] = []
+
+    class Guard:
+        def __init__(self, device: int) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            entered.append(self.device)
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    monkeypatch.setattr(torch.cuda, "device", Guard)
+    _launch(torch.zeros(3))
+    assert entered == []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    _launch(torch.zeros(3))
+    assert entered == [-1]
+
+
+@pytest.mark.gpu
+def test_prepared_launches_compute() -> None:
+    """On a GPU, the first call and the prepared ones after it give the same bits, on a side stream too."""
+    x = torch.randn(100_003, device="cuda")
+    out = torch.empty_like(x)
+    pointwise.launch(formulas.sigmoid, (), (x,), (out,))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        again = torch.empty_like(x)
+        pointwise.launch(formulas.sigmoid, (), (x,), (again,))
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(out, again)
+
+
+@pytest.mark.gpu
+def test_cuda_graph_capture() -> None:
+    """Forward and backward can be captured and replayed, the very first call inside the capture included."""
+    from sigmoid_op.kernels.sigmoid import sigmoid_backward, sigmoid_forward
+
+    pointwise._prepared.clear()
+    x = torch.randn(4099, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = sigmoid_forward(x)
+        grad_in = sigmoid_backward(x, out)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    expected = torch.sigmoid(x.double())
+    torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(grad_in.double(), x.double() * expected * (1 - expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_more_elements_than_32_bits_count() -> None:
+    """Offsets are 64 bits wide: element 2^31 + 2 is right, and so is its neighbour across the boundary."""
+    n = 2**31 + 3
+    if torch.cuda.mem_get_info()[0] < 3 * 2 * n:
+        pytest.skip("needs 13 GB of free GPU memory")
+    from sigmoid_op.kernels.sigmoid import sigmoid_forward
+
+    x = torch.zeros(n, dtype=torch.bfloat16, device="cuda")
+    x[2**31 - 2 :] = torch.tensor([1, 2, 3, 4, 5], dtype=torch.bfloat16)
+    out = sigmoid_forward(x)
+    torch.testing.assert_close(out[2**31 - 2 :], torch.sigmoid(x[2**31 - 2 :]))
+    assert bool((out[: 2**31 - 2 : 4097] == 0.5).all())
