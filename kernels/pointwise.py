@@ -20,14 +20,23 @@ NUM_WARPS = 4
 INTERPRETED: bool = knobs.runtime.interpret
 
 
-@triton.jit(do_not_specialize=["n_elements"])
-def pointwise_kernel(scalars, inputs, outputs, n_elements: tl.int64, formula: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+@triton.jit(do_not_specialize=["n_elements", "zero"])
+def pointwise_kernel(
+    scalars, inputs, outputs, n_elements: tl.int64, zero, formula: tl.constexpr, BLOCK_SIZE: tl.constexpr
+):
     """outputs[i] = formula(*scalars, *inputs)[i], element by element, in the order in which they lie in memory.
 
     A full block runs without a mask: a mask that the compiler cannot prove uniform over 16 bytes splits every
     access into single elements. Only the last block pays for it. Offsets are 64 bits wide.
+
+    ``zero`` is None when every operand is aligned to 16 bytes, else 0, which keeps the compiler from knowing that some
+    are. It would give a thread 8 neighbouring elements for the sake of those, and load the others at a stride of 16
+    bytes, every sector 8 times. With no alignment known, neighbouring threads take neighbouring elements: narrow but
+    coalesced accesses, for which the load/store units of an H200 are still 3.5 times as fast as its memory.
     """
     start = tl.program_id(0).to(tl.int64) * BLOCK_SIZE
+    if zero is not None:
+        start += zero
     lane = tl.arange(0, BLOCK_SIZE)
     uniform = tl.tuple([tl.load(pointer) for pointer in scalars])
     if start + BLOCK_SIZE <= n_elements:
@@ -68,15 +77,16 @@ def launch(formula: Any, scalars: tuple[Tensor, ...], inputs: tuple[Tensor, ...]
     n_elements = first.numel()
     if n_elements == 0:
         return
+    tensors = scalars + inputs + outputs
+    aligned = [tensor.data_ptr() % 16 == 0 for tensor in tensors]
     block_size = BLOCK_SIZES[first.element_size()]
     grid = (triton.cdiv(n_elements, block_size), 1, 1)
-    args = (scalars, inputs, outputs, n_elements, formula, block_size)
+    args = (scalars, inputs, outputs, n_elements, None if all(aligned) else 0, formula, block_size)
     if INTERPRETED:
         pointwise_kernel[grid](*args)
         return
     device = first.get_device()
-    tensors = scalars + inputs + outputs
-    key = (formula, device, len(scalars), *((t.dtype, t.data_ptr() % 16 == 0) for t in tensors))
+    key = (formula, device, len(scalars), *aligned, *(tensor.dtype for tensor in tensors))
     current = device == torch.cuda.current_device()
     with nullcontext() if current else torch.cuda.device(device):
         prepared = _prepared.get(key)

@@ -2,7 +2,7 @@
 
 In a process of its own because the other tests run kernels in Triton's interpreter, where nothing is compiled.
 """
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 # (Triton reads the annotations of a jit function as types of the kernel's arguments.)
 # ruff: noqa: N803 (BLOCK_SIZE is Triton's convention)
 
@@ -15,14 +15,8 @@ import triton
 import triton.language as tl
 from triton.runtime import driver
 
-from sigmoid_op.kernels.codegen import (
-    KERNELS,
-    TARGETS,
-    amd_access_bits,
-    compile_kernel,
-    narrow_offsets,
-    read_machine_code,
-)
+from sigmoid_op.kernels.codegen import KERNELS, TARGETS, Kernel, compile_kernel, narrow_offsets
+from sigmoid_op.kernels.machine_code import amd_access_bits, read_machine_code
 from sigmoid_op.kernels.pointwise import pointwise_kernel
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -30,7 +24,9 @@ LENGTHS = (1, 16, 4096, 5001, 2**31 + 3)
 
 
 @triton.jit(do_not_specialize=["n_elements"])
-def always_masked(scalars, inputs, outputs, n_elements: tl.int64, formula: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+def always_masked(
+    scalars, inputs, outputs, n_elements: tl.int64, zero, formula: tl.constexpr, BLOCK_SIZE: tl.constexpr
+):
     """The kernel of the tutorials: one path, masked."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask = offsets < n_elements
@@ -39,7 +35,9 @@ def always_masked(scalars, inputs, outputs, n_elements: tl.int64, formula: tl.co
 
 
 @triton.jit(do_not_specialize=["n_elements"])
-def narrow_offset(scalars, inputs, outputs, n_elements: tl.int64, formula: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+def narrow_offset(
+    scalars, inputs, outputs, n_elements: tl.int64, zero, formula: tl.constexpr, BLOCK_SIZE: tl.constexpr
+):
     """Offsets that are widened only after they were computed in 32 bits."""
     start = tl.program_id(0) * BLOCK_SIZE
     lane = tl.arange(0, BLOCK_SIZE)
@@ -52,6 +50,10 @@ def narrow_offset(scalars, inputs, outputs, n_elements: tl.int64, formula: tl.co
         tl.store(outputs[0] + start.to(tl.int64) + lane, results[0], mask=mask)
 
 
+# The template as it would be if Triton specialized it on n_elements.
+specialized = triton.jit(pointwise_kernel.fn)
+
+
 @triton.jit
 def sigmoid_with_division(args):
     """σ with a correctly rounded division, which has a slow path."""
@@ -59,10 +61,14 @@ def sigmoid_with_division(args):
     return (tl.div_rn(1.0, 1.0 + tl.exp(-x.to(tl.float32))),)
 
 
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def facts(compiled: Any) -> dict[str, Any]:
     code = read_machine_code(compiled)
-    found = {name: value for name, value in asdict(code).items() if name != "path"}
-    return found | {
+    resources = {key: value for key, value in asdict(code).items() if key != "path"}
+    return resources | {
         "instructions": code.instructions_per_element,
         "mufu": code.count("MUFU") / code.elements,
         "load_bits": sorted(code.access_bits("load")),
@@ -75,44 +81,42 @@ def facts(compiled: Any) -> dict[str, Any]:
 def active_driver() -> object:
     try:
         return driver.active
-    except RuntimeError:
+    except RuntimeError:  # no GPU
         return None
+
+
+def amd_widths(compiled: Any) -> list[int]:
+    return [max(amd_access_bits(compiled, access)) for access in ("load", "store")]
 
 
 def main() -> None:
     driver_before = active_driver()
     forward = KERNELS[0]
-    sm_90 = TARGETS["sm_90"]
-    nvidia = [name for name, target in TARGETS.items() if target.backend == "cuda"]
-    # Elsewhere the compiler is the same: there the width is asked, of one kernel with and one without special functions.
+    nvidia = [label for label, target in TARGETS.items() if target.backend == "cuda"]
+    # All of sm_90; on the others, where the same compiler is at work, two kernels and one dtype of each width.
     cells = [(kernel, dtype, "sm_90") for kernel in KERNELS for dtype in DTYPES]
-    cells += [(k, d, target) for k in KERNELS[:2] for d in DTYPES for target in nvidia if target != "sm_90"]
-    defects = {
-        "masked": compile_kernel(forward, torch.bfloat16, sm_90, template=always_masked),
-        "narrow": compile_kernel(forward, torch.bfloat16, sm_90, template=narrow_offset),
-        "division": compile_kernel(replace(forward, formula=sigmoid_with_division), torch.bfloat16, sm_90),
-        "misaligned": compile_kernel(forward, torch.bfloat16, sm_90, misaligned_inputs=True),
-    }
-    amd = {
-        f"{kernel.name} {dtype}": [
-            max(amd_access_bits(compile_kernel(kernel, dtype, TARGETS["gfx942"]), access)) for access in ("load", "store")
-        ]
-        for kernel in KERNELS[:2]
-        for dtype in DTYPES
-    }
+    cells += [(k, d, t) for t in nvidia if t != "sm_90" for k in KERNELS[:2] for d in DTYPES if d != torch.float16]
+
+    def compile_bfloat16(kernel: Kernel = forward, **options: Any) -> Any:
+        return compile_kernel(kernel, torch.bfloat16, TARGETS["sm_90"], **options)
+
     document = {
-        "kernels": {f"{k.name} {d} {t}": facts(compile_kernel(k, d, TARGETS[t])) for k, d, t in cells},
-        "defects": {name: facts(compiled) for name, compiled in defects.items()},
-        "amd": amd,
-        "variants": len({compile_kernel(forward, torch.bfloat16, sm_90, n_elements=n).hash for n in LENGTHS}),
-        "specialized": len({compile_kernel(forward, torch.bfloat16, sm_90, n_elements=n, template=_SPECIALIZED).hash for n in LENGTHS}),
-        "driver_restored": active_driver() is driver_before,
+        "kernels": {f"{k.name}, {name(d)}, {t}": facts(compile_kernel(k, d, TARGETS[t])) for k, d, t in cells},
+        "defects": {
+            "masked": facts(compile_bfloat16(template=always_masked)),
+            "narrow": facts(compile_bfloat16(template=narrow_offset)),
+            "division": facts(compile_bfloat16(replace(forward, formula=sigmoid_with_division))),
+            "misaligned": facts(compile_bfloat16(misaligned_inputs=True)),
+        },
+        "amd": {
+            f"{k.name}, {name(d)}": amd_widths(compile_kernel(k, d, TARGETS["gfx942"])) for k in KERNELS for d in DTYPES
+        },
+        "variants": len({compile_bfloat16(n_elements=n).hash for n in LENGTHS}),
+        "variants if specialized": len({compile_bfloat16(n_elements=n, template=specialized).hash for n in LENGTHS}),
+        "driver restored": active_driver() is driver_before,
     }
     print(json.dumps(document))
 
-
-# The template as it would be if Triton specialized it on n_elements.
-_SPECIALIZED = triton.jit(pointwise_kernel.fn)
 
 if __name__ == "__main__":
     main()

@@ -72,7 +72,7 @@ def test_the_grid_covers_every_element(jit: FakeKernel) -> None:
     size = pointwise.BLOCK_SIZES[4]
     for length, blocks in ((1, 1), (size, 1), (size + 1, 2), (10 * size, 10)):
         _launch(torch.zeros(length))
-        grid, _, _, _, n_elements, _, block_size = (jit.launched + jit.compiled[0].launched)[-1]
+        grid, _, _, _, n_elements, _, _, block_size = (jit.launched + jit.compiled[0].launched)[-1]
         assert (grid, n_elements, block_size) == ((blocks, 1, 1), length, size)
     before = len(jit.compiled[0].launched)
     _launch(torch.zeros(0))

@@ -1,0 +1,1 @@
+"""Measurements of sigmoid_op: ``python -m bench --help``."""

@@ -1,0 +1,209 @@
+"""Compare every 16-bit input, a dense float32 sample and a float64 sample with the truth, beside PyTorch.
+
+On CUDA float32 is taken at all 2^32 inputs. On a CPU the real kernels run in Triton's interpreter, where 2^x and the
+reciprocal are NumPy's: that shows the formulas' error, to which a GPU's instructions add theirs. By how much at most
+in 16-bit results, a second table bounds from the PTX manual; for float32, ``python -m bench proof`` covers it.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bench.bounded import Bound, bound
+from bench.environment import environment
+from bench.options import add_device_and_out, choose_device, output_folder, positive
+from bench.report import output_console
+from bench.sweep import (
+    CURVE_INTERVALS,
+    CURVE_REACH,
+    EXACT,
+    NEIGHBOURS,
+    OURS,
+    TORCH,
+    Nans,
+    Sweep,
+    Tally,
+    sweep,
+    sweep_float64,
+)
+from sigmoid_op import dispatch
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+CPU_STRIDE = 1021  # prime, so that it does not keep step with the exponent: 4.2 million float32 inputs
+CHUNKS = {"cpu": 2**18, "cuda": 2**24}
+STYLES: dict[str, dict[str, Any]] = {
+    TORCH: {"color": "tab:blue", "linewidth": 5, "alpha": 0.35},
+    OURS: {"color": "tab:orange", "linewidth": 1.8},
+    EXACT: {"color": "tab:red", "linewidth": 1.8},
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_device_and_out(parser)
+    parser.add_argument(
+        "--stride",
+        type=positive,
+        help=f"take every STRIDE-th float32 (default: 1, all 2^32, on CUDA; {CPU_STRIDE} on a CPU)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command: 0; 2 where the kernels cannot run. Needs Triton."""
+    device = choose_device(args.device)
+    if not dispatch.HAS_TRITON:
+        print("python -m bench accuracy: error: Triton is not installed (pip install triton)", file=sys.stderr)
+        return 2
+    if device.type == "cpu" and not dispatch.INTERPRETED:
+        return _in_the_interpreter(args)
+    if device.type == "cuda" and dispatch.INTERPRETED:
+        print("python -m bench accuracy: error: TRITON_INTERPRET is set: unset it for CUDA", file=sys.stderr)
+        return 2
+    stride: int = args.stride or (1 if device.type == "cuda" else CPU_STRIDE)
+    sweeps = measure(device, stride)
+    bounds = [bound(dtype) for dtype in (torch.bfloat16, torch.float16)]
+    folder = output_folder(args.out, device)
+    record: dict[str, Any] = {
+        "schema": 1,
+        "kind": "accuracy",
+        "environment": environment(device),
+        "float32_stride": stride,
+        "tallies": [asdict(tally) for found in sweeps for tally in found.tallies],
+        "nans": [asdict(found.nans) for found in sweeps if found.nans],
+        "curves": {found.tallies[0].dtype: found.curves for found in sweeps if found.curves},
+        "bounded": [asdict(b) for b in bounds],
+    }
+    (folder / "accuracy.json").write_text(_json(record))
+    where = "Triton's interpreter" if dispatch.INTERPRETED else record["environment"]["device"]
+    draw(record["curves"], f"kernels in {where}", folder / "accuracy.png")
+    _print(output_console(), sweeps, bounds, where)
+    print(f"Results in {folder}: accuracy.json, accuracy.png")
+    return 0
+
+
+def measure(device: torch.device, stride: int) -> list[Sweep]:
+    """One sweep per dtype."""
+    # Where a GPU overflows to infinity without a word, NumPy warns.
+    quiet = np.errstate(all="ignore") if dispatch.INTERPRETED else contextlib.nullcontext()
+    sweeps = []
+    with quiet, torch.no_grad():
+        for dtype in track(DTYPES, "sweep", console=Console(stderr=True), transient=True):
+            step = stride if dtype == torch.float32 else 1
+            sweeps.append(sweep(dtype, device, step, CHUNKS[device.type]))
+        sweeps.append(sweep_float64(device))
+    return sweeps
+
+
+def _in_the_interpreter(args: argparse.Namespace) -> int:
+    """Run the same command again with TRITON_INTERPRET=1, which Triton reads once, when it is imported."""
+    print("No CUDA: the kernels run in Triton's interpreter (the command again, with TRITON_INTERPRET=1).", flush=True)
+    command = [sys.executable, "-m", "bench", "accuracy", "--device", "cpu"]
+    for name in ("out", "stride"):
+        value = getattr(args, name)
+        command += [] if value is None else [f"--{name}", str(value)]
+    return subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, check=False).returncode
+
+
+def draw(curves: dict[str, dict[str, list[float]]], where: str, path: Path) -> None:
+    """A panel per dtype: the largest relative error of the gradient in each small interval of x."""
+    width = 2 * CURVE_REACH / CURVE_INTERVALS
+    x = [-CURVE_REACH + (i + 0.5) * width for i in range(CURVE_INTERVALS)]
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    figure.suptitle(f"Relative error of the gradient against σ'(x), {where}. 1: the gradient is 0")
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (dtype, lines) in zip(panels, curves.items(), strict=True):
+        for name, line in lines.items():
+            axes.plot(x, line, label=name, **STYLES[name])
+        axes.set(yscale="log", ylim=(1e-8, 5), xlabel="x", title=dtype)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(f"largest relative error in {width:g} of x")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def _json(record: dict[str, Any]) -> str:
+    """Readable, one tally a line, and three digits of the curves, which are for drawing."""
+    curves = {
+        dtype: {name: [float(f"{value:.3g}") for value in line] for name, line in lines.items()}
+        for dtype, lines in record["curves"].items()
+    }
+    parts = []
+    for key, value in {**record, "curves": curves}.items():
+        if isinstance(value, list):
+            text = "[\n" + ",\n".join(f"  {json.dumps(item, ensure_ascii=False)}" for item in value) + "\n ]"
+        else:
+            text = json.dumps(value, ensure_ascii=False)
+        parts.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _print(console: Console, sweeps: list[Sweep], bounds: list[Bound], where: str) -> None:
+    console.print(_table([tally for found in sweeps for tally in found.tallies], f"Measured, kernels in {where}"))
+    console.print(
+        "misses: results that are not the number nearest to the true value; flushed: 0 where that is a subnormal "
+        "number. σ'(x) counts where it is a normal number, with grad_out = 1; dead from: the smallest positive x whose "
+        "gradient is exactly 0. grad_out·out·(1 - out): every 16-bit out from 0 to 1 with 16 values of grad_out. "
+        f"decreases: σ of a number below σ of its predecessor; for float64 in {NEIGHBOURS:,} pairs of neighbours."
+    )
+    for nans in (found.nans for found in sweeps):
+        if nans:
+            console.print(_nan_line(nans))
+    if dispatch.INTERPRETED:
+        console.print(
+            "The interpreter computes 2^x and the reciprocal as NumPy does, and no fused multiply-add in float64: this "
+            "is the formulas' error, without that of a GPU's ex2.approx and rcp.approx. The backward kernels use "
+            "neither; the kernels round bfloat16 to nearest even here as on a GPU. torch is PyTorch's CPU kernel."
+        )
+    table = Table(title="Bounded, not measured: 16-bit kernels on any NVIDIA GPU", title_justify="left")
+    for heading in ("dtype", "inputs", "certainly nearest", "σ(x): max ulp", "exact_grad: max ulp"):
+        table.add_column(heading, justify="left" if heading == "dtype" else "right")
+    for b in bounds:
+        table.add_row(
+            b.dtype, f"{b.inputs:,}", f"{b.certainly_nearest:,}", f"{b.max_ulp:.4f}", f"{b.gradient_max_ulp:.3f}"
+        )
+    console.print(table)
+    console.print("Over every result that the PTX manual's error bounds permit: see bench/ACCURACY.md.")
+
+
+def _table(tallies: list[Tally], title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in ("dtype", "against", "implementation"):
+        table.add_column(heading)
+    for heading in ("inputs", "max ulp", "at x or out", "nearest", "misses", "flushed", "decreases", "dead from"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    group = ("", "")
+    for t in tallies:
+        if group[0] not in ("", t.dtype):
+            table.add_section()
+        cells = ["" if value is None else f"{value:,}" for value in (t.misses, t.flushed, t.decreases)]
+        nearest = "" if t.misses is None else f"{1 - t.misses / t.inputs:.3%}"
+        at = "" if t.max_ulp_at is None else f"{t.max_ulp_at:.6g}"
+        dead = "" if t.first_dead is None else f"{t.first_dead:.6g}"
+        repeated = (t.dtype, t.quantity) == group
+        labels = ("", "") if repeated else (t.dtype, t.quantity)
+        group = (t.dtype, t.quantity)
+        table.add_row(*labels, t.implementation, f"{t.inputs:,}", _ulps(t.max_ulp), at, nearest, *cells, dead)
+    return table
+
+
+def _ulps(value: float) -> str:
+    return f"{value:.5g}" if value < 1e4 else f"{value:.1e}"
+
+
+def _nan_line(nans: Nans) -> str:
+    return (
+        f"{nans.dtype}: {nans.kept:,} of {nans.inputs:,} NaNs stay NaN; "
+        f"{nans.same_bits:,} have the bits of PyTorch's result."
+    )

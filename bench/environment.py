@@ -1,0 +1,97 @@
+"""Where and with what a measurement was made."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sigmoid_op import dispatch
+
+ROOT = Path(__file__).resolve().parents[1]
+_NVIDIA_SMI_FIELDS = (
+    "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu"
+)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Everything a reader needs to judge or repeat the run; None for what this machine does not tell."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": sys.argv[1:],
+        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "dirty": bool(_output("git", "-C", str(ROOT), "status", "--porcelain")),
+        "device": device_name(device),
+        "device_type": device.type,
+        "gpu": gpu(device) if device.type == "cuda" else None,
+        "cpu": _cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "min_elements": dispatch.MIN_ELEMENTS,
+        "interpreted": dispatch.INTERPRETED,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": _version("triton"),
+        "os": platform.platform(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({_cpu_model()})"
+
+
+def gpu(device: torch.device) -> dict[str, Any]:
+    """The GPU as torch and, where it is there, nvidia-smi describe it; the clocks are those of this moment, in MHz."""
+    properties = torch.cuda.get_device_properties(device)
+    described = _output(
+        "nvidia-smi",
+        f"--id=GPU-{properties.uuid}",
+        f"--query-gpu={_NVIDIA_SMI_FIELDS}",
+        "--format=csv,noheader,nounits",
+    )
+    values = described.split(", ") if described else []
+    names = _NVIDIA_SMI_FIELDS.split(",")
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+        **(dict(zip(names, values, strict=True)) if len(values) == len(names) else dict.fromkeys(names)),
+    }
+
+
+def free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,111 @@
+"""What a few GPUs can do at best, from NVIDIA's documents, and which of it binds a kernel."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a type alone: the table of GPUs can be read without Triton
+    from sigmoid_op.kernels.machine_code import MachineCode
+
+WARP = 32
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """Limits of one SM, and double-precision results per clock.
+
+    Source: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability" and "Throughput of Native
+    Arithmetic Instructions". On all of these: 4 schedulers, each issuing one warp instruction per clock, 16
+    special-function (MUFU) results per clock, 65,536 registers, given out in units of 256 to a warp.
+    """
+
+    warps: int
+    blocks: int
+    shared_kib: int
+    fp64_per_clock: int
+
+    issue_per_clock: int = 4 * WARP
+    mufu_per_clock: int = 16
+    registers: int = 65536
+
+    def occupancy(self, code: "MachineCode", num_warps: int) -> float:
+        """Resident warps over the most possible ones, for blocks of ``num_warps`` warps."""
+        per_warp = -(-code.registers * WARP // 256) * 256
+        # Registers belong to one of the 4 schedulers, so each holds a whole number of warps.
+        by_registers = 4 * (self.registers // 4 // per_warp) // num_warps
+        # The driver keeps 1 KiB of shared memory for each block.
+        by_shared = self.shared_kib * 1024 // (code.shared_bytes + 1024)
+        blocks = min(self.blocks, self.warps // num_warps, by_registers, by_shared)
+        return blocks * num_warps / self.warps
+
+
+MULTIPROCESSORS: dict[str, Multiprocessor] = {
+    "sm_80": Multiprocessor(warps=64, blocks=32, shared_kib=164, fp64_per_clock=32),
+    "sm_89": Multiprocessor(warps=48, blocks=24, shared_kib=100, fp64_per_clock=2),
+    "sm_90": Multiprocessor(warps=64, blocks=32, shared_kib=228, fp64_per_clock=64),
+    "sm_100": Multiprocessor(warps=64, blocks=32, shared_kib=228, fp64_per_clock=64),
+    "sm_120": Multiprocessor(warps=48, blocks=24, shared_kib=100, fp64_per_clock=2),
+}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU at its boost clock. ``bytes_per_second`` is the data sheet's: no copy is faster, most reach 90 % of it."""
+
+    name: str
+    target: str
+    bytes_per_second: float
+    multiprocessors: int
+    clock_hz: float
+    source: str
+
+    def rates(self) -> dict[str, float]:
+        """Bytes, thread instructions and results per second, by resource."""
+        sm = MULTIPROCESSORS[self.target]
+        clocks = self.multiprocessors * self.clock_hz
+        return {
+            "memory": self.bytes_per_second,
+            "issue": clocks * sm.issue_per_clock,
+            "MUFU": clocks * sm.mufu_per_clock,
+            "FP64": clocks * sm.fp64_per_clock,
+        }
+
+    def predict(self, code: "MachineCode", bytes_per_element: int) -> "Prediction":
+        """The resource that takes longest for an element sets the pace; the others hide behind it."""
+        needs = {
+            "memory": float(bytes_per_element),
+            "issue": code.instructions_per_element,
+            "MUFU": code.count("MUFU") / code.elements,
+            "FP64": code.count("DADD", "DMUL", "DFMA", "DSETP", "DMNMX") / code.elements,
+        }
+        seconds = {resource: needs[resource] / rate for resource, rate in self.rates().items()}
+        binds = max(seconds, key=lambda resource: seconds[resource])
+        compute = max(seconds[resource] for resource in seconds if resource != "memory")
+        return Prediction(binds, seconds["memory"] / seconds[binds], bytes_per_element / compute)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Which resource binds, the speed that follows over that of a copy of the same bytes, and bytes/s without memory.
+
+    ``compute_bytes_per_second`` over the GPU's bandwidth is the headroom: below 1 the kernel is slower than a copy.
+    """
+
+    binds: str
+    copy_fraction: float
+    compute_bytes_per_second: float
+
+
+# Clocks: the data sheet's FP32 peak over 2 · FP32 lanes · SMs (64 lanes an SM on the A100, 128 on the others).
+GPUS: tuple[Gpu, ...] = (
+    Gpu(
+        "A100",
+        "sm_80",
+        2.039e12,
+        108,
+        1.41e9,
+        "A100 80GB SXM data sheet: 2,039 GB/s, 19.5 TFLOPS; 108 SMs: white paper",
+    ),
+    Gpu("H100", "sm_90", 3.35e12, 132, 1.98e9, "H100 SXM data sheet: 3.35 TB/s, 67 TFLOPS; 132 SMs: white paper"),
+    Gpu("H200", "sm_90", 4.8e12, 132, 1.98e9, "H200 SXM data sheet: 4.8 TB/s, 67 TFLOPS; 132 SMs: as H100"),
+    Gpu("B200", "sm_100", 8.0e12, 148, 1.98e9, "DGX B200 data sheet: 64 TB/s of 8; HGX B200: 600 TFLOPS of 8; 148 SMs"),
+)

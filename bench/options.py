@@ -1,0 +1,54 @@
+"""Options that several commands share."""
+
+import argparse
+import re
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from bench.environment import device_name
+
+DEFAULT_FOLDER = Path(__file__).with_name("out")
+
+
+def add_device_and_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", type=_device, default=None, help="cuda or cpu (default: cuda where there is one)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: bench/out/<time>-<device>)")
+
+
+def choose_device(asked: torch.device | None) -> torch.device:
+    return asked or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def elements(text: str) -> int:
+    """A positive number of elements, written 1000 or 2^20."""
+    if not re.fullmatch(r"\d+(\^\d{1,2})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of elements such as 1000 or 2^20")
+    base, _, exponent = text.partition("^")
+    count: int = int(base) ** int(exponent or 1)
+    if count < 1:
+        raise argparse.ArgumentTypeError("at least 1 element is needed")
+    return count
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def output_folder(asked: Path | None, device: torch.device) -> Path:
+    """The folder for a run's files, made if it is not there."""
+    slug = "cpu" if device.type == "cpu" else re.sub(r"\W+", "-", device_name(device)).lower()
+    folder = asked or DEFAULT_FOLDER / f"{datetime.now():%Y%m%d-%H%M%S}-{slug}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _device(text: str) -> torch.device:
+    if text not in ("cuda", "cpu"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither cuda nor cpu")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("PyTorch finds no CUDA device here")
+    return torch.device(text)

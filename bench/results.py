@@ -1,0 +1,112 @@
+"""A run's raw data: one JSON file with the environment and every sample, and the statistics made from them."""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+CLOCKS = WALL, COLD, WARM = "wall", "device, cold L2", "device, warm L2"
+SAVE_EVERY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median with its 20th and 80th percentile."""
+
+    median: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> "Spread":
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0])
+        deciles = statistics.quantiles(samples, n=10, method="inclusive")
+        return cls(statistics.median(samples), deciles[1], deciles[7])
+
+
+@dataclass
+class Measurement:
+    """One pass of one case on one clock. ``samples_ns[provider][i]``: nanoseconds of a call in round i.
+
+    ``path``: what ran for the library, its "kernel" or "torch". ``peak_bytes``: memory of one user's call beyond its
+    operands, on CUDA. ``failures``: why a provider is missing from the samples.
+    """
+
+    case: dict[str, Any]
+    pass_: str
+    clock: str
+    path: str
+    bytes_moved: int
+    calls_per_sample: int = 1
+    samples_ns: dict[str, list[float]] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def time_us(self, provider: str) -> Spread | None:
+        samples = self.samples_ns.get(provider)
+        return Spread.of([ns / 1e3 for ns in samples]) if samples else None
+
+    def gigabytes_per_second(self, provider: str) -> float | None:
+        time_us = self.time_us(provider)
+        return self.bytes_moved / time_us.median / 1e3 if time_us else None
+
+    def ratio(self, other: str, provider: str) -> Spread | None:
+        """How many times as long as ``provider`` did ``other`` take: above 1, ``provider`` is faster.
+
+        The quotients are taken round by round, then their median: what slows the machine for a while slows both.
+        """
+        pairs = zip(self.samples_ns.get(other, ()), self.samples_ns.get(provider, ()), strict=False)
+        quotients = [a / b for a, b in pairs]
+        return Spread.of(quotients) if quotients else None
+
+
+@dataclass
+class Results:
+    """``status`` is "running", "interrupted" or "complete"."""
+
+    path: Path
+    environment: dict[str, Any]
+    measurements: list[Measurement] = field(default_factory=list)
+    status: str = "running"
+    _saved_at: float = 0.0
+
+    def add(self, measurement: Measurement) -> None:
+        """Keep it, and write the file if that was not done within the last few seconds."""
+        self.measurements.append(measurement)
+        if time.monotonic() - self._saved_at > SAVE_EVERY_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Replace the file as a whole, so that a reader never sees half of it. One measurement a line."""
+        head = json.dumps(
+            {"schema": SCHEMA, "kind": "grid", "status": self.status, "environment": self.environment}, indent=1
+        )
+        lines = ",\n".join(json.dumps(asdict(measurement)) for measurement in self.measurements)
+        unfinished = self.path.with_suffix(".tmp")
+        unfinished.write_text(f'{head[:-2]},\n "measurements": [\n{lines}\n ]\n}}\n')
+        os.replace(unfinished, self.path)
+        self._saved_at = time.monotonic()
+
+    @classmethod
+    def load(cls, path: Path) -> "Results":
+        """Read a file that ``save`` wrote; ValueError for any other."""
+        data = json.loads(path.read_text())
+        if not isinstance(data, dict) or (data.get("schema"), data.get("kind")) != (SCHEMA, "grid"):
+            raise ValueError(f"{path} is not a results file of python -m bench (schema {SCHEMA})")
+        return cls(path, data["environment"], [Measurement(**m) for m in data["measurements"]], data["status"])
+
+    @property
+    def failures(self) -> list[str]:
+        """One line for each provider that was wrong, or raised, in a case."""
+        lines = [
+            f"{m.case['dtype']} {m.case['label']}, {provider}: {reason}"
+            for m in self.measurements
+            for provider, reason in m.failures.items()
+        ]
+        return list(dict.fromkeys(lines))

@@ -1,0 +1,226 @@
+"""python -m bench: what its commands promise, and that its checks can fail."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import clocks, providers, runner
+from bench.__main__ import main
+from bench.cases import PASSES
+from bench.clocks import Effort
+from bench.providers import COPY, OURS, TORCH, Provider
+from bench.results import COLD, WALL, WARM, Results
+from sigmoid_op import dispatch
+
+LEAST_EFFORT = Effort(seconds=0.0, min_rounds=3, max_rounds=3)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def grid(fallback: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Path]]:
+    """Runs the default command on the CPU, as short as can be; returns its exit code and its results file."""
+    monkeypatch.setattr(runner, "QUICK_EFFORT", LEAST_EFFORT)
+    monkeypatch.setattr(clocks, "WALL_SAMPLE_NS", 1)
+
+    def run(*options: str) -> tuple[int, Path]:
+        return main(["--device", "cpu", "--quick", "--out", str(tmp_path), *options]), tmp_path / "results.json"
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--no-such-option"], "--no-such-option"),
+        (["no-such-command"], "no-such-command"),
+        (["--dtypes", "int8"], "int8"),
+        (["--sizes", "2^x"], "2^x"),
+        (["--max-elements", "0"], "at least 1"),
+        (["train", "--steps", "-1"], "-1"),
+        (["report"], "FILE.json"),
+    ],
+)
+def test_a_wrong_option_ends_with_one_line_and_code_2(
+    options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line names what was wrong; nothing is measured."""
+    with pytest.raises(SystemExit) as stopped:
+        main(options)
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert complaint in captured.err
+
+
+def test_a_file_without_results_ends_with_one_line_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``report`` refuses a missing file, another program's JSON and what is no JSON."""
+    for content in (None, "{}", "not JSON"):
+        path = tmp_path / "file.json"
+        if content is not None:
+            path.write_text(content)
+        assert main(["report", str(path)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_tells_every_command_and_the_options_of_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    """One ``--help`` is enough to use the program."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
+    for word in ("train", "report", "codegen", "--cases", "--dtypes", "--sizes", "--quick", "--compile", "--out"):
+        assert word in text
+
+
+def test_a_missing_library_is_named_in_one_line() -> None:
+    """Without rich: what to install, and code 2, not a traceback."""
+    program = "import sys; sys.modules['rich'] = None; from bench.__main__ import main; sys.exit(main([]))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["python -m bench needs rich: pip install rich"]
+
+
+def test_timing_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Figures of TRITON_INTERPRET=1 would be mistaken for the kernels'."""
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    assert main(["--device", "cpu"]) == 2
+    assert "TRITON_INTERPRET" in capsys.readouterr().err
+
+
+def test_results_hold_all_samples_and_the_environment(
+    grid: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Per dtype and pass: every sample of every provider; where it ran; tables, plots, and that it was a CPU."""
+    code, path = grid("--sizes", "1", "2^12", "--dtypes", "bfloat16")
+    assert code == 0
+    results = Results.load(path)
+    assert results.status == "complete"
+    assert {(m.case["label"], m.pass_, m.clock) for m in results.measurements} == {
+        (label, pass_, WALL) for label in ("2^0", "2^12", "2^12 + 1", "2^12 [1:]") for pass_ in PASSES
+    }
+    for m in results.measurements:
+        assert {name: len(samples) for name, samples in m.samples_ns.items()} == {OURS: 3, TORCH: 3, COPY: 3}
+        assert all(ns > 0 for samples in m.samples_ns.values() for ns in samples)
+    for key in ("date", "argv", "commit", "dirty", "device", "cpu", "torch", "triton", "python", "os", "min_elements"):
+        assert key in results.environment
+    text = capsys.readouterr().out
+    assert "fallback" in text
+    assert "% of copy" in text
+    for name in ("ratio-wall.png", "bandwidth-wall.png"):
+        assert name in text
+        assert (path.parent / name).stat().st_size > 10_000
+
+
+def test_report_repeats_the_tables_from_the_file(
+    grid: Callable[..., tuple[int, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same tables from the raw data, a short one in Markdown, and no new measurement."""
+    _, path = grid("--sizes", "2^10", "--dtypes", "float32")
+    tables = capsys.readouterr().out.partition("Results in")[0]
+    before = path.read_bytes()
+    assert main(["report", str(path), "--out", str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().out.partition("Results in")[0] == tables
+    assert (tmp_path / "again" / "ratio-wall.png").exists()
+    assert main(["report", str(path), "--markdown"]) == 0
+    assert "| wall | backward | 2^10 |" in capsys.readouterr().out
+    assert path.read_bytes() == before
+
+
+def test_a_wrong_result_is_reported_and_not_timed(
+    grid: Callable[..., tuple[int, Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A provider off by a thousandth: exit code 1, a line that says so, no sample of it; the others are timed."""
+
+    def slightly_off(x: Tensor) -> Tensor:
+        return torch.sigmoid(x) * 1.001
+
+    right = providers.pytorch()
+    broken = Provider(slightly_off, right.backward, slightly_off)
+    monkeypatch.setattr(providers, "ours", lambda: broken)
+    code, path = grid("--sizes", "1000", "--dtypes", "float32")
+    assert code == 1
+    for m in Results.load(path).measurements:
+        assert set(m.samples_ns) == {TORCH, COPY}
+        assert "ulp" in m.failures[OURS]
+    assert "FAILED float32 1000, sigmoid_op: WrongResultError" in capsys.readouterr().out
+
+
+def test_interrupting_keeps_what_was_measured(
+    grid: Callable[..., tuple[int, Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C during the third measurement: the first two are in the file and in the table; exit code 130."""
+    interleave, calls = clocks.interleave, iter(range(100))
+
+    def interrupted(*arguments: Any) -> dict[str, list[float]]:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return interleave(*arguments)
+
+    monkeypatch.setattr(clocks, "interleave", interrupted)
+    code, path = grid("--sizes", "1000", "--dtypes", "float32", "float64")
+    assert code == 130
+    results = Results.load(path)
+    assert results.status == "interrupted"
+    assert [(m.case["dtype"], m.pass_) for m in results.measurements] == [
+        ("float32", "forward"),
+        ("float32", "backward"),
+    ]
+    text = capsys.readouterr().out
+    assert "Interrupted" in text
+    assert "results.json" in text
+
+
+@pytest.mark.gpu
+def test_the_default_command_measures_every_clock_and_provider(tmp_path: Path) -> None:
+    """On CUDA: wall, cold and warm; the library, torch, the copy, torch.compile and the tutorial; no failure."""
+    assert main(["--quick", "--sizes", "2^20", "--dtypes", "bfloat16", "--out", str(tmp_path)]) == 0
+    results = Results.load(tmp_path / "results.json")
+    assert {m.clock for m in results.measurements} == {WALL, COLD, WARM}
+    for m in results.measurements:
+        assert set(m.samples_ns) == {OURS, TORCH, COPY, providers.COMPILED, providers.TUTORIAL}
+        assert m.clock != WALL or m.peak_bytes[OURS] >= 2**21
+
+
+def test_training_on_a_cpu_agrees_bit_for_bit(
+    fallback: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One seed, the same batches: equal losses and accuracy, shown as a table, a plot and JSON."""
+    assert main(["train", "--device", "cpu", "--steps", "60", "--out", str(tmp_path)]) == 0
+    history = json.loads((tmp_path / "train.json").read_text())["history"]
+    ours, torchs = history["losses"]["sigmoid_op.Sigmoid"], history["losses"]["nn.Sigmoid"]
+    assert ours == torchs
+    assert len(ours) == 60
+    assert ours[-1] < 0.8 * ours[0]  # it learns
+    assert history["path"] == "torch"
+    assert "PyTorch's own kernels" in capsys.readouterr().out
+    assert (tmp_path / "train.png").stat().st_size > 10_000
+
+
+def test_training_through_the_kernels_stays_within_the_tolerance(kernel_path: Any, tmp_path: Path) -> None:
+    """The same through the Triton kernels: the first steps differ by rounding alone."""
+    assert main(["train", "--device", kernel_path.device, "--steps", "3", "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "train.json").read_text())["history"]["path"] == "kernel"
+
+
+def test_a_training_that_differs_is_noticed(
+    fallback: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A module that is off by one part in 10^5 ends in exit code 1."""
+
+    class Off(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sigmoid(x) * 1.00001
+
+    monkeypatch.setattr("bench.train.Sigmoid", Off)
+    assert main(["train", "--device", "cpu", "--steps", "3", "--out", str(tmp_path)]) == 1
+    assert "DIFFER" in capsys.readouterr().out

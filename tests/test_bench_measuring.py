@@ -1,0 +1,202 @@
+"""What stands behind the figures of python -m bench: its cases, its verification, its two clocks, its statistics."""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import cases, clocks, providers, runner
+from bench.cases import PASSES, Case, Layout
+from bench.clocks import Effort
+from bench.providers import COPY, OURS, TORCH, NotCompiledError, Provider, assert_compiled
+from bench.results import COLD, WALL, WARM, Measurement, Spread
+from bench.verify import WrongResultError, ulp_error, verify
+
+CPU = torch.device("cpu")
+LEAST_EFFORT = Effort(seconds=0.0, min_rounds=3, max_rounds=3)
+
+
+def a_case(n_elements: int = 1000, dtype: torch.dtype = torch.float32) -> Case:
+    layout = Layout.contiguous([n_elements])
+    return Case(cases.size_label(n_elements), "size", dtype, layout, layout)
+
+
+def test_recorded_cases_carry_strides_and_counts(fallback: object) -> None:
+    """The recorded file names its source; a strided x and a stride-0 gradient come out as recorded, and are right."""
+    source = json.loads(cases.RECORDED_CALLS.read_text())
+    assert "tritonbench" in source["source"]
+    assert source["license"] == "BSD-3-Clause"
+    recorded = list(cases.recorded())
+    assert sum(case.count for case in recorded) == 592
+    assert len({(case.x, case.grad_out, case.passes, case.dtype) for case in recorded}) == len(recorded) == 88
+    strided = next(case for case in recorded if case.x.stride == (619520, 123904, 352, 1))
+    expanded = next(case for case in recorded if case.grad_out.stride == (0, 0))
+    assert strided.inputs(CPU).x.stride() == (619520, 123904, 352, 1)
+    assert expanded.inputs(CPU).grad_out.stride() == (0, 0)
+    assert expanded.bytes_moved("backward") == 2 * (1 + 2 * 96 * 65)
+    for case in (strided, expanded):
+        for make in providers.providers(case, CPU, with_compile=False).values():
+            verify(make(), case, CPU)
+
+
+def test_a_misaligned_view_is_one() -> None:
+    """``[1:]`` begins one element into its allocation; the bytes of each pass are those read once and written once."""
+    case = next(case for case in cases.grid([torch.bfloat16], [2**12]) if case.kind == "misaligned")
+    x = case.inputs(CPU).x
+    assert (x.storage_offset(), x.numel(), x.is_contiguous()) == (1, 2**12, True)
+    assert [case.bytes_moved(pass_) for pass_ in PASSES] == [2**14, 3 * 2**13, 5 * 2**13]
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES.values(), ids=cases.DTYPES)
+def test_the_tutorial_kernel_is_right(dtype: torch.dtype, kernel_path: Any) -> None:
+    """The baseline is a sigmoid, for a length that its block size does not divide."""
+    verify(providers.tutorial(), a_case(1500, dtype), torch.device(kernel_path.device))
+
+
+def test_verification_sees_a_result_that_was_never_written() -> None:
+    """What an earlier provider left in memory does not pass: every verification draws its own inputs."""
+    remembered: list[Tensor] = []
+
+    def unwritten(x: Tensor) -> Tensor:
+        remembered.append(torch.sigmoid(x))
+        return remembered[0]
+
+    unwritten_forward = Provider(unwritten, providers.pytorch().backward, unwritten)
+    case = a_case()
+    unwritten(case.inputs(CPU).x)
+    with pytest.raises(WrongResultError, match="forward kernel"):
+        verify(unwritten_forward, case, CPU)
+
+
+def test_errors_are_counted_in_units_in_the_last_place() -> None:
+    """By hand: around 1, at a power of two, in the subnormal range, for 0 and for NaN."""
+    half = torch.float16
+
+    def error(got: float, want: float) -> float:
+        return ulp_error(torch.tensor([got], dtype=half), torch.tensor([want], dtype=torch.float64))
+
+    assert error(1 + 2**-10, 1.0) == 1.0
+    assert error(1.0, 1 - 2**-12) == 0.5  # below 1 the ulp is 2^-11
+    assert error(2**-24, 0.0) == 1.0
+    assert error(3 * 2**-24, 2**-24) == 2.0
+    assert error(0.0, 0.0) == 0.0
+    assert not error(float("nan"), 1.0) <= 1e9
+
+
+def test_an_eager_function_does_not_pass_for_compiled() -> None:
+    """The baseline named torch.compile cannot be an eager fallback."""
+    x = torch.randn(16)
+    with pytest.raises(NotCompiledError, match="eagerly"):
+        assert_compiled(lambda: torch.sigmoid(x), n_kernels=1)
+    compiled_by_nobody = torch.compile(torch.sigmoid, backend="eager")
+    with pytest.raises(NotCompiledError, match="eagerly"):
+        assert_compiled(lambda: compiled_by_nobody(x), n_kernels=1)
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    """A machine that slows down tenfold halfway changes the times but not the ratio."""
+    ours = [1.0, 1.0, 1.0, 10.0, 10.0]
+    samples = {OURS: ours, TORCH: [2 * ns for ns in ours]}
+    m = Measurement({}, "forward", WALL, "torch", bytes_moved=100, calls_per_sample=1, samples_ns=samples)
+    assert m.ratio(TORCH, OURS) == Spread(2.0, 2.0, 2.0)
+    assert m.gigabytes_per_second(OURS) == 100.0
+
+
+def test_providers_are_interleaved() -> None:
+    """Each round takes one sample of every provider, and no provider always goes first."""
+    taken: list[str] = []
+
+    def sampler(name: str) -> clocks.Sampler:
+        def sample() -> float:
+            taken.append(name)
+            return float(len(taken))
+
+        return sample
+
+    samples = clocks.interleave({name: sampler(name) for name in "abc"}, Effort(0.0, min_rounds=20, max_rounds=20))
+    rounds = [taken[i : i + 3] for i in range(3, len(taken), 3)]  # the first three calls warm up
+    assert len(rounds) == 20
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert {names[0] for names in rounds} == {"a", "b", "c"}
+    assert all(len(values) == 20 for values in samples.values())
+
+
+class CudaOnPaper:
+    """Stands for torch.cuda where there is no GPU: runs what is captured, and writes down the order of events."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        log = self.log
+
+        class Graph:
+            def replay(self) -> None:
+                log.append("replay")
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                log.append("record")
+
+            def synchronize(self) -> None:
+                log.append("synchronize")
+
+            def elapsed_time(self, end: "Event") -> float:
+                return 2.0
+
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        replacements: dict[str, Any] = {
+            "CUDAGraph": Graph,
+            "Event": Event,
+            "Stream": lambda: stream,
+            "current_stream": lambda: stream,
+            "stream": lambda _: nullcontext(),
+            "graph": lambda graph, pool: nullcontext(),
+            "graph_pool_handle": lambda: (0, 1),
+            "synchronize": lambda: None,
+            "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=2**16),
+        }
+        for name, replacement in replacements.items():
+            monkeypatch.setattr(torch.cuda, name, replacement)
+
+
+def test_device_time_is_measured_cold_and_where_it_fits_warm(fallback: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, torch.cuda replaced: both clocks of every pass; 2 ms of a replay are shared among its calls."""
+    CudaOnPaper(monkeypatch)
+    right = {OURS: providers.ours(), TORCH: providers.pytorch(), COPY: providers.copy()}
+    for n_elements, expected in ((1000, [COLD, WARM]), (2**16, [COLD])):
+        case = a_case(n_elements)
+        operands = [case.inputs(CPU) for _ in range(clocks.calls_per_replay(case.bytes_moved("forward")))]
+        for pass_ in PASSES:
+            measured = list(runner._device(case, pass_, operands, right, {}, LEAST_EFFORT))
+            assert [m.clock for m in measured] == expected
+            for m in measured:
+                assert m.failures == {}
+                assert m.calls_per_sample == 256
+                assert m.samples_ns == {name: [2e6 / 256] * 3 for name in right}
+
+
+def test_a_cold_replay_uses_each_operand_once_and_a_warm_one_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cold: own operands, own results, an eviction before. Warm: one call over and over, an untimed replay before."""
+    cuda = CudaOnPaper(monkeypatch)
+    replays = clocks.Replays(CPU)
+    monkeypatch.setattr(replays, "_evict", lambda: cuda.log.append("evict"))
+    called: list[int] = []
+
+    def call(i: int) -> Callable[[], None]:
+        return lambda: called.append(i)
+
+    replays.cold([call(i) for i in range(3)])()
+    assert called == [0, 0, 1, 2]  # the first outside the capture
+    assert cuda.log == ["evict", "record", "replay", "record", "synchronize"]
+    called.clear()
+    cuda.log.clear()
+    replays.warm(call(7), 3)()
+    assert called == [7] * 4
+    assert cuda.log == ["replay", "record", "replay", "record", "synchronize"]

@@ -1,0 +1,204 @@
+"""Kernels as compiled, for GPUs that need not be there: their speed cannot be seen so, but what bounds it can."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.gpus import GPUS, MULTIPROCESSORS
+from sigmoid_op.kernels.machine_code import Instruction, MachineCode
+
+# sm_90 instructions and special-function (MUFU) operations per element of the full-block path. `python -m bench
+# codegen` prints what is there now: lower a number when a change makes a kernel shorter, think before raising one.
+BUDGETS: dict[str, tuple[float, float]] = {
+    "forward, bfloat16": (9.07, 2),
+    "forward, float16": (8.07, 2),
+    "forward, float32": (24.94, 1),
+    "forward, float64": (54.38, 1),
+    "backward, bfloat16": (5.19, 0),
+    "backward, float16": (5.19, 0),
+    "backward, float32": (3.07, 0),
+    "backward, float64": (5.25, 0),
+    "backward of a sum, bfloat16": (4.0, 0),
+    "backward of a sum, float16": (4.0, 0),
+    "backward of a sum, float32": (2.69, 0),
+    "backward of a sum, float64": (4.5, 0),
+    "double backward, bfloat16": (10.32, 0),
+    "double backward, float16": (10.25, 0),
+    "double backward, float32": (6.94, 0),
+    "double backward, float64": (10.13, 0),
+    "exact forward, bfloat16": (19.9, 4),
+    "exact forward, float16": (17.5, 4),
+    "exact forward, float32": (52.4, 2),
+    "exact forward, float64": (62.6, 1),
+    "exact backward, bfloat16": (5.7, 0),
+    "exact backward, float16": (5.7, 0),
+    "exact backward, float32": (4.1, 0),
+    "exact backward, float64": (6.4, 0),
+    "exact double backward, bfloat16": (12.4, 0),
+    "exact double backward, float16": (12.4, 0),
+    "exact double backward, float32": (9.0, 0),
+    "exact double backward, float64": (12.9, 0),
+}
+# Another release of Triton may order the address arithmetic differently: 4 instructions a thread of 16 elements.
+SLACK = 0.25
+
+# What PyTorch 2.14's own sm_90 kernels spend, counted in the same way and known to one decimal.
+PYTORCH: dict[str, float] = {
+    "forward, bfloat16": 26.6,
+    "forward, float16": 26.1,
+    "forward, float32": 24.9,
+    "backward, bfloat16": 11.5,
+    "backward, float16": 10.5,
+    "backward, float32": 4.1,
+}
+
+NVIDIA_TARGETS = ["sm_80", "sm_89", "sm_90", "sm_100", "sm_120"]
+DTYPES = ["bfloat16", "float32", "float64"]  # one of each width
+
+Facts = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Facts:
+    """The facts that tests/compile_kernels.py prints; its own process, as this one may interpret kernels."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.compile_kernels"]
+    root = Path(__file__).parents[1]
+    process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    facts: Facts = json.loads(process.stdout)
+    return facts
+
+
+def is_wide(facts: Facts) -> bool:
+    """The full-block path is there, and each of its global accesses is 128 bits wide."""
+    return bool(facts["load_bits"] == [128] == facts["store_bits"])
+
+
+def is_straight(facts: Facts) -> bool:
+    """No branch, call or barrier on the full-block path; no spill, no local memory and no shared memory anywhere."""
+    memory = facts["stack_bytes"] + facts["local_accesses"] + facts["shared_bytes"]
+    return memory == 0 and not facts["control_flow"]
+
+
+def has_wide_offsets(facts: Facts) -> bool:
+    """No address depends on arithmetic in 32 bits."""
+    return not facts["narrow_offsets"]
+
+
+def is_within(facts: Facts, budget: float) -> bool:
+    """The full-block path is there, and not longer."""
+    return bool(0 < facts["instructions"] <= budget)
+
+
+@pytest.mark.parametrize("target", NVIDIA_TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+def test_every_nvidia_target(compiled: Facts, kernel: str, dtype: str, target: str) -> None:
+    """With aligned pointers every NVIDIA GPU moves 16 bytes an access, without branch, spill or 32-bit offset."""
+    facts = compiled["kernels"][f"{kernel}, {dtype}, {target}"]
+    assert is_wide(facts), facts
+    assert is_straight(facts), facts
+    assert has_wide_offsets(facts), facts
+
+
+@pytest.mark.parametrize("cell", BUDGETS)
+def test_budget(compiled: Facts, cell: str) -> None:
+    """No kernel grows: instructions and special-function operations per element stay within what was reached."""
+    facts = compiled["kernels"][f"{cell}, sm_90"]
+    instructions, mufu = BUDGETS[cell]
+    assert is_within(facts, instructions + SLACK), facts
+    assert facts["mufu"] <= mufu, facts
+    assert is_wide(facts), facts
+    assert is_straight(facts), facts
+    assert has_wide_offsets(facts), facts
+
+
+@pytest.mark.parametrize("cell", PYTORCH)
+def test_fewer_instructions_than_pytorch(compiled: Facts, cell: str) -> None:
+    """No kernel spends more instructions per element than PyTorch's own on the same GPU."""
+    assert 0 < round(compiled["kernels"][f"{cell}, sm_90"]["instructions"], 1) <= PYTORCH[cell]
+
+
+def test_every_kernel_has_a_budget(compiled: Facts) -> None:
+    """A new kernel cannot come without its line in the table."""
+    assert {f"{cell}, sm_90" for cell in BUDGETS} == {cell for cell in compiled["kernels"] if cell.endswith("sm_90")}
+
+
+def test_one_variant_serves_every_length(compiled: Facts) -> None:
+    """What holds of the compiled kernel holds at every length, multiples of 16 or not, up to 2^31 + 3 and beyond."""
+    assert compiled["variants"] == 1
+    assert compiled["variants if specialized"] > 1
+
+
+def test_amd(compiled: Facts) -> None:
+    """Every kernel compiles for AMD's gfx942 and there, too, moves 16 bytes an access."""
+    assert len(compiled["amd"]) == len(BUDGETS)
+    assert all(widths == [128, 128] for widths in compiled["amd"].values()), compiled["amd"]
+
+
+def test_driver_is_restored(compiled: Facts) -> None:
+    """Compiling for another GPU leaves the process's own GPU, or its absence, as it was."""
+    assert compiled["driver restored"]
+
+
+@pytest.mark.parametrize(
+    ("defect", "check"),
+    [
+        pytest.param("masked", is_wide, id="a mask on every access"),
+        pytest.param("misaligned", is_wide, id="a pointer not known to be aligned"),
+        pytest.param("narrow", has_wide_offsets, id="offsets in 32 bits"),
+        pytest.param("division", is_straight, id="a division with a slow path"),
+        pytest.param(
+            "division",
+            lambda facts: is_within(facts, BUDGETS["forward, bfloat16"][0] + SLACK),
+            id="a division over budget",
+        ),
+    ],
+)
+def test_defects_are_caught(compiled: Facts, defect: str, check: Callable[[Facts], bool]) -> None:
+    """Each check fails for the defect it is there to find."""
+    assert not check(compiled["defects"][defect])
+
+
+def machine_code(registers: int, path: list[str]) -> MachineCode:
+    """Code of one element per thread with these instructions."""
+    return MachineCode(1, registers, 0, 0, 0, tuple(Instruction(0, opcode, False, None) for opcode in path))
+
+
+@pytest.mark.parametrize(("registers", "occupancy"), [(32, 1.0), (33, 0.75), (64, 0.5), (128, 0.25), (255, 0.125)])
+def test_occupancy(registers: int, occupancy: float) -> None:
+    """Resident warps follow from registers as NVIDIA's occupancy calculator has it: compute capability 9.0, 4 warps."""
+    assert MULTIPROCESSORS["sm_90"].occupancy(machine_code(registers, []), num_warps=4) == occupancy
+
+
+@pytest.mark.parametrize(
+    ("path", "binds"),
+    [(["FADD"] * 8, "memory"), (["FADD"] * 40, "issue"), (["MUFU.EX2"] * 4, "MUFU"), (["DFMA"] * 16, "FP64")],
+)
+def test_prediction(path: list[str], binds: str) -> None:
+    """The scarcest resource binds; of 4 bytes, an H200's memory leaves time for 27 instructions, 3.4 MUFU, 13 FP64."""
+    (h200,) = (gpu for gpu in GPUS if gpu.name == "H200")
+    prediction = h200.predict(machine_code(32, path), bytes_per_element=4)
+    assert prediction.binds == binds
+    assert (prediction.copy_fraction == 1) == (binds == "memory")
+
+
+def test_interpreter_refuses_to_compile() -> None:
+    """Under TRITON_INTERPRET, where nothing is compiled, asking for machine code is an error that says so."""
+    program = (
+        "import torch; from sigmoid_op.kernels.codegen import KERNELS, TARGETS, compile_kernel; "
+        "compile_kernel(KERNELS[0], torch.float32, TARGETS['sm_90'])"
+    )
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", program]
+    root = Path(__file__).parents[1]
+    process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode != 0
+    assert "RuntimeError: TRITON_INTERPRET is set" in process.stderr
