@@ -1,9 +1,10 @@
 # Two commands: `make bench` measures, `make test` checks. Each makes what it needs: a virtual environment in .venv.
+# `make gpu` runs the whole GPU programme with the PyTorch that the machine already has.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench test clean
+.PHONY: bench test gpu clean
 
 bench: $(VENV)/installed
 	$(BIN)/python -m bench $(ARGS)
@@ -13,6 +14,9 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+gpu:
+	python3 -m bench gpu $(ARGS)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

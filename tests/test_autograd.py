@@ -1,0 +1,274 @@
+"""The corners of autograd: views, hooks, retained graphs, offloading, checkpointing, threads."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from sigmoid_op import Sigmoid, SigmoidFunction, dispatch, sigmoid, sigmoid_
+from tests.conftest import Path
+
+Unary = Callable[[Tensor], Tensor]
+
+every_function = pytest.mark.parametrize(
+    "function", [sigmoid, SigmoidFunction.apply], ids=["sigmoid", "SigmoidFunction"]
+)
+
+
+def _leaf(path: Path, *shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(path.device).requires_grad_()
+
+
+def _slope(x: Tensor) -> Tensor:
+    """σ'(x), from exponentials alone."""
+    x = x.detach()
+    return torch.exp(-x) / (1 + torch.exp(-x)) ** 2
+
+
+@pytest.mark.parametrize("take", [lambda x: x[1:], lambda x: x.t()[1:][:, 1:]], ids=["view", "view of a view"])
+def test_in_place_on_a_view_of_a_leaf(path: Path, take: Unary) -> None:
+    """torch's error, and the leaf is left as it was."""
+    x = _leaf(path, 4, 4)
+    before = x.detach().clone()
+    with pytest.raises(RuntimeError, match="a view of a leaf Variable that requires grad"):
+        sigmoid_(take(x))
+    assert torch.equal(x, before)
+
+
+def test_in_place_on_a_view_without_grad(path: Path) -> None:
+    """A plain view is overwritten, its base with it, and both count one change."""
+    base = torch.zeros(4, 4, device=path.device)
+    view = base[1:3]
+    sigmoid_(view)
+    assert base[1:3].eq(0.5).all()
+    assert base[::3].eq(0).all()
+    assert (view._version, base._version) == (1, 1)
+
+
+def test_in_place_result_is_saved_once(path: Path) -> None:
+    """``sigmoid_`` keeps its result for backward, so changing that afterwards is an error."""
+    x = _leaf(path, 5) * 1
+    sigmoid_(x)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        x.sum().backward()
+
+
+@every_function
+def test_tensor_hooks(path: Path, function: Unary) -> None:
+    """Hooks on the input and the result see both gradients, and what they return takes their place."""
+    leaf = _leaf(path, 5)
+    seen: list[Tensor] = []
+    x = leaf * 1
+    x.register_hook(seen.append)
+    out = function(x)
+    out.register_hook(lambda grad: 3 * grad)
+    out.sum().backward()
+    torch.testing.assert_close(seen, [3 * _slope(leaf)])
+    torch.testing.assert_close(leaf.grad, 3 * _slope(leaf))
+
+
+@every_function
+def test_node_and_accumulation_hooks(path: Path, function: Unary) -> None:
+    """Hooks of the graph's node run before and after it, and one after accumulation sees the leaf's gradient."""
+    leaf = _leaf(path, 5)
+    out = function(leaf)
+    events: list[str] = []
+    assert out.grad_fn is not None
+    out.grad_fn.register_prehook(lambda grads: events.append("before"))
+    out.grad_fn.register_hook(lambda grad_inputs, grad_outputs: events.append("after"))
+
+    def accumulated(x: Tensor) -> None:
+        torch.testing.assert_close(x.grad, _slope(x))
+        events.append("accumulated")
+
+    leaf.register_post_accumulate_grad_hook(accumulated)
+    out.sum().backward()
+    assert events == ["before", "after", "accumulated"]
+
+
+def test_module_hooks(path: Path) -> None:
+    """Forward, pre-forward and full backward hooks on a ``Sigmoid`` all run, with its tensors."""
+    module = Sigmoid()
+    seen: dict[str, Any] = {}
+    module.register_forward_pre_hook(lambda module, args: seen.update(args=args))
+    module.register_forward_hook(lambda module, args, out: seen.update(out=out))
+    module.register_full_backward_pre_hook(lambda module, grad_out: seen.update(grad_out=grad_out))
+    module.register_full_backward_hook(lambda module, grad_in, grad_out: seen.update(grad_in=grad_in))
+    x = _leaf(path, 5)
+    out = module(x)
+    out.sum().backward()
+    torch.testing.assert_close(seen["args"][0], x)
+    torch.testing.assert_close(seen["out"], out)
+    torch.testing.assert_close(seen["grad_out"], (torch.ones_like(out),))
+    torch.testing.assert_close(seen["grad_in"], (_slope(x),))
+
+
+@every_function
+def test_retain_graph(path: Path, function: Unary) -> None:
+    """A retained graph gives the same gradient again; a freed one raises."""
+    x = _leaf(path, 5)
+    out = function(x)
+    out.sum().backward(retain_graph=True)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, 2 * _slope(x))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        out.sum().backward()
+
+
+@every_function
+@pytest.mark.parametrize("order", [1, 2])
+def test_offloading_to_cpu(path: Path, function: Unary, order: int) -> None:
+    """Saved tensors that spend the time until backward on the CPU give the same gradients."""
+    x = _leaf(path, 5)
+    with save_on_cpu(pin_memory=path.device == "cuda"):
+        derivative = function(x)
+        for _ in range(order):
+            (derivative,) = torch.autograd.grad(derivative.sum(), x, create_graph=True)
+    s = 1 / (1 + torch.exp(-x.detach()))
+    torch.testing.assert_close(derivative.detach(), _slope(x) * (1 if order == 1 else 1 - 2 * s))
+
+
+# Anomaly mode announces itself.
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")
+@every_function
+def test_anomaly_mode(path: Path, function: Unary) -> None:
+    """It finds nothing to complain of in a good gradient, and names the backward that made a NaN."""
+    with torch.autograd.detect_anomaly():
+        x = _leaf(path, 5)
+        function(x).sum().backward()
+        torch.testing.assert_close(x.grad, _slope(x))
+        bad = function(x)
+        with (
+            pytest.warns(UserWarning, match="Error detected in Sigmoid"),
+            pytest.raises(RuntimeError, match="returned nan values"),
+        ):
+            bad.backward(torch.full_like(bad, torch.nan))
+
+
+@every_function
+@pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "non-reentrant"])
+def test_checkpoint(path: Path, function: Unary, use_reentrant: bool) -> None:
+    """A checkpointed call runs forward again in backward, and its gradients are the same."""
+    x = _leaf(path, 5)
+    calls = 0
+
+    def block(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return 2 * function(3 * x)
+
+    out = checkpoint(block, x, use_reentrant=use_reentrant)
+    assert isinstance(out, Tensor)
+    out.sum().backward()
+    assert calls == 2
+    torch.testing.assert_close(x.grad, 6 * _slope(3 * x))
+
+
+@every_function
+@pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.MUST_RECOMPUTE])
+def test_selective_checkpoint(path: Path, function: Unary, policy: CheckpointPolicy) -> None:
+    """A policy sees ``aten.sigmoid`` and decides whether it is kept or computed again; the gradients are the same."""
+    x = _leaf(path, 5)
+    seen: list[tuple[object, bool]] = []
+
+    def decide(context: Any, op: object, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        seen.append((op, context.is_recompute))
+        return policy if op is torch.ops.aten.sigmoid.default else CheckpointPolicy.PREFER_RECOMPUTE
+
+    out = checkpoint(
+        lambda x: 2 * function(3 * x),
+        x,
+        use_reentrant=False,
+        context_fn=partial(create_selective_checkpoint_contexts, decide),
+    )
+    assert isinstance(out, Tensor)
+    out.sum().backward()
+    assert (torch.ops.aten.sigmoid.default, False) in seen
+    torch.testing.assert_close(x.grad, 6 * _slope(3 * x))
+
+
+@every_function
+def test_inference_mode(path: Path, function: Unary) -> None:
+    """Inside, nothing is recorded; a tensor made inside cannot be saved for a gradient outside, as in torch."""
+    x = _leaf(path, 5)
+    with torch.inference_mode():
+        out = function(x)
+        made_inside = torch.ones(5, device=path.device)
+    assert out.is_inference()
+    assert not out.requires_grad
+    torch.testing.assert_close(function(made_inside), 1 / (1 + torch.exp(-made_inside)))
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        function(x) * made_inside
+
+
+@pytest.fixture
+def _one_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter replaces parts of ``triton.language`` while a kernel runs, so it takes one at a time."""
+    if dispatch.INTERPRETED:
+        from sigmoid_op.kernels import pointwise
+        from sigmoid_op.kernels import sigmoid as launchers
+
+        lock, launch = threading.Lock(), pointwise.launch
+
+        def launch_alone(*args: Any) -> None:
+            with lock:
+                launch(*args)
+
+        monkeypatch.setattr(launchers, "launch", launch_alone)
+
+
+@pytest.mark.usefixtures("_one_interpreter")
+@every_function
+def test_backward_in_several_threads(path: Path, function: Unary) -> None:
+    """One graph, differentiated by four threads at once: each gets the gradient, and the leaf their sum."""
+    x = _leaf(path, 5)
+    out = function(x)
+    start = threading.Barrier(4)
+
+    def differentiate(_: int) -> Tensor:
+        start.wait(timeout=30)
+        (grad,) = torch.autograd.grad(out.sum(), x, retain_graph=True)
+        return grad
+
+    with ThreadPoolExecutor(4) as pool:
+        grads = list(pool.map(differentiate, range(4)))
+    torch.testing.assert_close(grads, [_slope(x)] * 4)
+
+
+@pytest.mark.usefixtures("_one_interpreter")
+@every_function
+def test_training_in_several_threads(path: Path, function: Unary) -> None:
+    """Replicas in threads of their own, as in DataParallel: forward and backward at once, one dtype and size each."""
+    dtypes = [torch.float32, torch.float64]
+    start = threading.Barrier(8)
+
+    def replica(index: int) -> tuple[Tensor, Tensor | None]:
+        x = _leaf(path, 3, 100 + index, seed=index).detach().to(dtypes[index % 2]).requires_grad_()
+        start.wait(timeout=30)
+        for _ in range(5):
+            x.grad = None
+            function(x).sum().backward()
+        return x, x.grad
+
+    with ThreadPoolExecutor(8) as pool:
+        for x, grad in pool.map(replica, range(8)):
+            torch.testing.assert_close(grad, _slope(x))
+
+
+@pytest.mark.gpu
+def test_data_parallel() -> None:
+    """``nn.DataParallel`` over every GPU there is gives the gradients of one."""
+    module = nn.DataParallel(nn.Sequential(nn.Linear(4, 3), Sigmoid())).cuda().double()
+    x = torch.randn(6, 4, dtype=torch.float64, device="cuda")
+    module(x).sum().backward()
+    linear = module.module[0]
+    torch.testing.assert_close(linear.weight.grad, _slope(linear(x)).T @ x)
