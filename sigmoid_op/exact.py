@@ -122,7 +122,8 @@ def _slope(t: Tensor) -> Tensor:
 class _CompiledExactFunction(Function):
     """The same for torch.compile and torch.export, in operators that the compiler fuses.
 
-    Dynamo traces no Function that defines ``jvp``; nor does it need one, as it differentiates once, in reverse.
+    A compiler differentiates those of a ``FastApplyFunction`` itself and would not take this gradient. It keeps that of
+    a plain Function, provided it defines no ``jvp``; nor is one needed, as it differentiates once, in reverse.
     """
 
     @staticmethod
