@@ -39,7 +39,7 @@ def fma(a, b, c):
 
 @triton.jit
 def exp2_approx(x):
-    """2^x for float32; relative error at most 2^-22 (PTX ``ex2.approx.ftz``); subnormal results become 0."""
+    """2^x for float32; at most 2 ulp off (PTX ``ex2.approx.ftz``); subnormal results become 0."""
     if _emits_ptx():
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1

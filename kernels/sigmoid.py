@@ -10,15 +10,13 @@ from .pointwise import empty_output, launch
 
 def sigmoid_forward(x: Tensor) -> Tensor:
     """out = σ(x). Moves 2 bytes per byte of ``x``: one read, one written."""
-    out = empty_output(x)
+    return sigmoid_forward_out(x, empty_output(x))
+
+
+def sigmoid_forward_out(x: Tensor, out: Tensor) -> Tensor:
+    """out = σ(x), written to ``out``, which has the layout of ``x`` and may be ``x``. Does not tell autograd."""
     launch(formulas.sigmoid, (), (x,), (out,))
     return out
-
-
-def sigmoid_forward_(x: Tensor) -> Tensor:
-    """x = σ(x), in place. Does not tell autograd: see :func:`sigmoid_op.sigmoid_`."""
-    launch(formulas.sigmoid, (), (x,), (x,))
-    return x
 
 
 def sigmoid_backward(grad_out: Tensor, out: Tensor) -> Tensor:
@@ -27,6 +25,12 @@ def sigmoid_backward(grad_out: Tensor, out: Tensor) -> Tensor:
     ``grad_out`` has the memory layout of ``out``, or is one element that stands for all of them.
     """
     return _backward(formulas.sigmoid_backward, grad_out, out)
+
+
+def sigmoid_backward_out(grad_out: Tensor, out: Tensor, grad_in: Tensor) -> Tensor:
+    """The same written to ``grad_in``; all three have one layout."""
+    launch(formulas.sigmoid_backward, (), (grad_out, out), (grad_in,))
+    return grad_in
 
 
 def sigmoid_double_backward(grad_grad_in: Tensor, grad_out: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,9 @@ AVAILABLE: bool = INTERPRETED or (HAS_TRITON and bool(torch.version.cuda or torc
 # Not measured yet on a GPU: set where a copy at 4.3 TB/s takes longer (8 to 16 us) than the host needs for our launch.
 MIN_ELEMENTS: int = 0 if INTERPRETED else int(os.environ.get("SIGMOID_OP_MIN_ELEMENTS", 2**23))
 
+# Asked before anything else of a tensor: of a subclass, any question is a call that its ``__torch_function__`` sees.
+TENSOR_TYPES: frozenset[type[Tensor]] = frozenset({Tensor, Parameter})
+
 KERNEL_DTYPES: frozenset[torch.dtype] = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
@@ -52,7 +55,7 @@ def is_ordinary(x: Tensor) -> bool:
     batched gradients (``is_grads_batched=True``) still use, has a wrapper of its own.
     """
     return (
-        type(x) in (Tensor, Parameter)
+        type(x) in TENSOR_TYPES
         and x.layout is torch.strided
         and not x.is_nested
         and not x.is_neg()

@@ -25,7 +25,7 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, exact_grad: bool = Fals
         input: a tensor of any shape, dtype, layout and device that ``torch.sigmoid`` takes.
         out: where to write the result; such a call is not differentiable.
         exact_grad: whether the gradient keeps its accuracy where σ saturates. The default's, like PyTorch's, is exactly
-            0 from x = 6.25 in bfloat16, 8.32 in float16 and 17.4 in float32 on, where out has been rounded to 1. The
+            0 from x = 6.25 in bfloat16, 8.32 in float16 and 17.0 in float32 on, where out has been rounded to 1. The
             exact one is within 2 ulp (16-bit) or 3 ulp (float32) wherever the true value is a normal number. Want it
             for gates that may saturate and must be able to open again, in bfloat16 above all. It costs the writing of
             a second tensor in forward; and its memory until backward, where something downstream keeps the result too.
@@ -45,7 +45,7 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, exact_grad: bool = Fals
     if out is None:
         if exact_grad:
             return _sigmoid_with_exact_grad(input)
-        if dispatch.AVAILABLE and isinstance(input, Tensor) and dispatch.worthwhile(input):
+        if dispatch.AVAILABLE and type(input) in dispatch.TENSOR_TYPES and dispatch.worthwhile(input):
             return _kernel_sigmoid(input)
         return _torch_sigmoid(input)
     return torch.sigmoid(input, out=out)
@@ -87,13 +87,13 @@ def sigmoid_(input: Tensor) -> Tensor:
     """
     if (
         dispatch.AVAILABLE
-        and isinstance(input, Tensor)
+        and type(input) in dispatch.TENSOR_TYPES
         and dispatch.worthwhile(input)
         and not _watched_by_autograd(input)
     ):
-        from sigmoid_op.kernels.sigmoid import sigmoid_forward_
+        from sigmoid_op.kernels.sigmoid import sigmoid_forward_out
 
-        sigmoid_forward_(input)
+        sigmoid_forward_out(input, input)
         if not input.is_inference():
             torch.autograd.graph.increment_version(input)
         return input

@@ -11,7 +11,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 from torch.library import Library, get_kernel
 
@@ -42,8 +41,7 @@ def enable() -> "Enabled":
     """
     global _enabled, _library
     with _lock:
-        has_cuda: bool = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        if _library is None and dispatch.HAS_TRITON and (dispatch.INTERPRETED or has_cuda):
+        if _library is None and dispatch.AVAILABLE:
             _library = _register("CPU" if dispatch.INTERPRETED else "CUDA")
         _enabled += 1
     return Enabled()
@@ -110,18 +108,17 @@ def _sigmoid(original: _Original, keyset: Any, x: Tensor) -> Tensor:
 
 def _sigmoid_(original: _Original, keyset: Any, x: Tensor) -> Tensor:
     if _takes(x):
-        from sigmoid_op.kernels.sigmoid import sigmoid_forward_
+        from sigmoid_op.kernels.sigmoid import sigmoid_forward_out
 
-        return sigmoid_forward_(x)  # autograd above has counted the new version
+        return sigmoid_forward_out(x, x)  # autograd above has counted the new version
     return original(keyset, x)
 
 
 def _sigmoid_out(original: _Original, keyset: Any, x: Tensor, *, out: Tensor) -> Tensor:
     if _takes(x) and _can_hold(out, x):
-        from sigmoid_op.kernels import formulas, pointwise
+        from sigmoid_op.kernels.sigmoid import sigmoid_forward_out
 
-        pointwise.launch(formulas.sigmoid, (), (x,), (out,))
-        return out
+        return sigmoid_forward_out(x, out)
     return original(keyset, x, out=out)
 
 
@@ -139,19 +136,17 @@ def _sigmoid_backward(original: _Original, keyset: Any, grad_out: Tensor, out: T
 def _sigmoid_backward_out(
     original: _Original, keyset: Any, grad_out: Tensor, out: Tensor, *, grad_input: Tensor
 ) -> Tensor:
-    if _takes(out) and _can_hold(grad_input, out) and dispatch.supported(grad_out) and _can_hold(grad_input, grad_out):
-        from sigmoid_op.kernels import formulas, pointwise
+    if _takes(out) and _can_hold(grad_input, out) and _can_hold(grad_input, grad_out):
+        from sigmoid_op.kernels.sigmoid import sigmoid_backward_out
 
-        pointwise.launch(formulas.sigmoid_backward, (), (grad_out, out), (grad_input,))
-        return grad_input
+        return sigmoid_backward_out(grad_out, out, grad_input)
     return original(keyset, grad_out, out, grad_input=grad_input)
 
 
 def _can_hold(result: Tensor, x: Tensor) -> bool:
-    """Whether a kernel can write a result for ``x`` there as it is: the same layout, and the same memory or other."""
+    """Whether ``result``, as it is, is like ``x`` in all that a kernel asks, and is all of its memory or none of it."""
     return (
-        dispatch.supported(result)
-        and result.shape == x.shape
+        result.shape == x.shape
         and result.stride() == x.stride()
         and result.dtype == x.dtype
         and result.device == x.device

@@ -1,0 +1,65 @@
+"""``convert(model)``: every ``nn.Sigmoid`` in a model becomes ours, in place; ``revert(model)`` takes it back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from sigmoid_op.modules import Sigmoid
+
+# PyTorch's modules and ours. Each of ours is a subclass that finds all it needs in an instance of PyTorch's.
+MODULES: dict[type[nn.Module], type[nn.Module]] = {nn.Sigmoid: Sigmoid}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`convert` or :func:`revert` replaced: ``replaced[name]`` is the class that the module now has.
+
+    Names are those of ``model.named_modules()``: "" is the model itself, and a shared module has several.
+    """
+
+    replaced: Mapping[str, type[nn.Module]]
+
+    def __str__(self) -> str:
+        lines = [
+            f"  {name or '(the model itself)'}: {kind.__module__}.{kind.__qualname__}"
+            for name, kind in self.replaced.items()
+        ]
+        return "\n".join([f"{len(lines)} replaced{':' if lines else ''}", *lines])
+
+
+def convert(model: nn.Module) -> Report:
+    """Make every ``nn.Sigmoid`` in ``model``, itself included, a :class:`sigmoid_op.Sigmoid`, in place.
+
+    Only the exact type counts: a subclass, a scripted or a parametrized module and one given to ``fully_shard`` (which
+    changes its class) stay as they are, so convert first and wrap afterwards.
+
+    Replaced is the module's class, as ``torch.nn.utils.parametrize`` and ``fully_shard`` do it, and not the module: it
+    remains the same object wherever it is shared or referred to, with its hooks, flags, name and every other attribute.
+    In a compiled model σ is PyTorch's operator before and after. Whole modules pickled afterwards need this package to
+    load; state dicts do not.
+
+    Args:
+        model: any module; what it holds outside of registered submodules, as in plain lists, is not found.
+
+    Returns:
+        the names of what was replaced; printable.
+    """
+    return _replace(model, MODULES)
+
+
+def revert(model: nn.Module) -> Report:
+    """Undo :func:`convert`: make every ``Sigmoid`` in ``model`` an ``nn.Sigmoid`` again, in place.
+
+    Those that were ``Sigmoid`` from the start are not told apart from converted ones.
+    """
+    return _replace(model, {ours: theirs for theirs, ours in MODULES.items()})
+
+
+def _replace(model: nn.Module, table: Mapping[type[nn.Module], type[nn.Module]]) -> Report:
+    # All are found before any is changed: a shared module is met once under each of its names.
+    found = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if type(module) in table]
+    replaced = {name: table[type(module)] for name, module in found}
+    for name, module in found:
+        module.__class__ = replaced[name]
+    return Report(replaced)

@@ -1,0 +1,70 @@
+"""Kernels run where the tensor is and when its stream says: side streams, and devices that are not current."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sigmoid_op import dispatch, sigmoid
+from sigmoid_op.override import enable
+from tests.ulp import FORWARD_ULPS, assert_within_ulps, exact_sigmoid
+
+
+@pytest.fixture
+def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 0)
+
+
+FORMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], AbstractContextManager[Any]]]] = {
+    "sigmoid": (sigmoid, nullcontext),
+    "enable": (torch.sigmoid, enable),
+}
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("every_size")
+@every_form
+def test_side_stream(launches: list[str], form: str) -> None:
+    """The kernels run on the current stream: behind slow work queued there, they see its result."""
+    function, context = FORMS[form]
+    x = torch.zeros(2**20, device="cuda", requires_grad=True)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), context():
+        function(x).sum().backward()  # compiles, which would take longer than the sleep
+        x.grad = None
+        torch.cuda._sleep(200_000_000)  # clock cycles, about 0.1 s
+        with torch.no_grad():
+            x.fill_(3.0)
+        out = function(x)
+        out.sum().backward()
+    stream.synchronize()
+    s = exact_sigmoid(x.detach()[:1])
+    assert x.grad is not None
+    assert_within_ulps(out.detach(), s.expand(x.shape), FORWARD_ULPS[x.dtype])
+    torch.testing.assert_close(x.grad.cpu().double(), (s * (1 - s)).expand(x.shape), rtol=0, atol=1e-6)
+    assert launches == ["sigmoid", "sigmoid_backward"] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+@pytest.mark.usefixtures("every_size")
+@every_form
+def test_device_that_is_not_current(launches: list[str], form: str) -> None:
+    """A tensor of the second GPU is computed there while the first is current, and stays so."""
+    function, context = FORMS[form]
+    x = torch.linspace(-3, 3, 1000, device="cuda:1").requires_grad_()
+    with torch.cuda.device(0), context():
+        out = function(x)
+        out.sum().backward()
+        assert torch.cuda.current_device() == 0
+    s = exact_sigmoid(x)
+    assert out.device == x.device
+    assert x.grad is not None
+    assert_within_ulps(out.detach(), s, FORWARD_ULPS[x.dtype])
+    torch.testing.assert_close(x.grad.cpu().double(), s * (1 - s), rtol=0, atol=1e-6)
+    assert launches == ["sigmoid", "sigmoid_backward"]

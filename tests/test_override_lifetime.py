@@ -1,0 +1,158 @@
+"""``enable()`` lasts as long as it says, for all threads, and leaves PyTorch as it was."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+import torch
+
+from sigmoid_op import dispatch, override
+from sigmoid_op.override import enable
+from tests.conftest import CUDA, Path
+from tests.ulp import exact_sigmoid
+
+
+@pytest.fixture(autouse=True)
+def _balanced() -> None:
+    """No test inherits another's handle: what follows would not test what it says."""
+    assert override._enabled == 0
+
+
+def _launches_one(launches: list[str], path: Path) -> bool:
+    launches.clear()
+    torch.sigmoid(torch.ones(3, device=path.device))
+    return launches == ["sigmoid"]
+
+
+def test_lifetime(kernel_path: Path, launches: list[str]) -> None:
+    """From the call to ``disable()``, whose repetition does nothing; over a ``with`` block and not after it."""
+    assert not _launches_one(launches, kernel_path)
+    handle = enable()
+    assert _launches_one(launches, kernel_path)
+    handle.disable()
+    handle.disable()
+    assert not _launches_one(launches, kernel_path)
+    with enable() as handle:
+        assert _launches_one(launches, kernel_path)
+        handle.disable()
+        assert not _launches_one(launches, kernel_path)
+    assert not _launches_one(launches, kernel_path)
+    with enable():
+        assert _launches_one(launches, kernel_path)
+
+
+def test_nesting(kernel_path: Path, launches: list[str]) -> None:
+    """It lasts until the last handle is disabled, in whatever order they are."""
+    first, second = enable(), enable()
+    first.disable()
+    with enable():
+        assert _launches_one(launches, kernel_path)
+    assert _launches_one(launches, kernel_path)
+    second.disable()
+    assert not _launches_one(launches, kernel_path)
+
+
+def test_an_exception_ends_it(kernel_path: Path, launches: list[str]) -> None:
+    """An exception leaves the ``with`` block as it was raised, and PyTorch as it was before."""
+    with pytest.raises(ZeroDivisionError), enable():
+        1 / 0  # noqa: B018 - for its exception
+    assert not _launches_one(launches, kernel_path)
+
+
+def test_threads(kernel_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads switch it on and off while others compute: no error, right results, and it ends with the last handle."""
+    if kernel_path is not CUDA:  # Triton's interpreter serves one thread at a time: here PyTorch's kernel is called
+        monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 2**62)
+    x = torch.linspace(-6, 6, 5, device=kernel_path.device).requires_grad_()
+    s = exact_sigmoid(x)
+    errors: list[BaseException] = []
+
+    def work(switch: bool) -> None:
+        try:
+            for _ in range(300):
+                handle = enable() if switch else None
+                out = torch.sigmoid(x)
+                (grad,) = torch.autograd.grad(out.sum(), x)
+                if handle:
+                    handle.disable()
+                torch.testing.assert_close(out.detach().cpu().double(), s, rtol=0, atol=1e-6)
+                torch.testing.assert_close(grad.cpu().double(), s * (1 - s), rtol=0, atol=1e-6)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(switch,)) for switch in (True, True, False, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert override._enabled == 0
+
+
+def test_the_operator_table_is_restored() -> None:
+    """In a program of one thread, PyTorch's operator table is afterwards what it was, line by line; and no one warns.
+
+    With another thread alive the table is left alone, and the next ``disable()`` in a single thread restores it.
+    """
+    _run(
+        """
+        before = table()
+        with enable(), enable():
+            assert table() != before
+            out = torch.sigmoid(x)
+            torch.testing.assert_close(out.double(), 1 / (1 + torch.exp(-x.double())), rtol=1e-6, atol=0)
+        assert table() == before
+
+        done = threading.Event()
+        other = threading.Thread(target=done.wait, daemon=True)
+        other.start()
+        enable().disable()
+        assert table() != before
+        assert torch.equal(torch.sigmoid(x), original(x))
+        done.set()
+        other.join()
+        enable().disable()
+        assert table() == before
+        """,
+        interpret=True,
+    )
+
+
+def test_no_effect_on_the_cpu() -> None:
+    """Without the interpreter, the kernel for CPU tensors is PyTorch's, and no Triton is imported for them."""
+    _run(
+        """
+        before = [line for line in table() if line.startswith("CPU")]
+        with enable():
+            assert [line for line in table() if line.startswith("CPU")] == before
+            assert torch.equal(torch.sigmoid(x), original(x))
+            if torch.version.cuda:
+                assert any(line.startswith("CUDA") and "override.py" in line for line in table())
+        assert "triton" not in sys.modules
+        """,
+        interpret=False,
+    )
+
+
+_PRELUDE = """
+import sys, threading, torch
+from functools import partial
+from sigmoid_op.override import enable
+
+x = torch.randn(100)
+original = partial(torch.library.get_kernel("aten::sigmoid", "CPU").call_boxed, torch._C._dispatch_keys(x))
+names = ["sigmoid", "sigmoid_", "sigmoid.out", "sigmoid_backward", "sigmoid_backward.grad_input"]
+
+def table():
+    return [line for name in names for line in torch._C._dispatch_dump("aten::" + name).splitlines()]
+"""
+
+
+def _run(body: str, *, interpret: bool) -> None:
+    """A program of its own, for what a test process with other threads and earlier warnings cannot show."""
+    program = _PRELUDE + textwrap.dedent(body)
+    environment = {**os.environ, "TRITON_INTERPRET": str(int(interpret))}
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, env=environment, timeout=300)
