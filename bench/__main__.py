@@ -17,7 +17,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from bench import codegen, figure, host, report, runner, train
+    from bench import accuracy, codegen, figure, gpu, host, proof, report, revive, runner, train, tune
 
     parser = OneLineParser(
         prog="python -m bench",
@@ -33,6 +33,11 @@ def make_parser() -> argparse.ArgumentParser:
         "codegen": codegen,
         "host": host,
         "figure": figure,
+        "accuracy": accuracy,
+        "proof": proof,
+        "revive": revive,
+        "gpu": gpu,
+        "tune": tune,
     }
     for name, module in modules.items():
         summary, _, details = (module.__doc__ or "").partition("\n")

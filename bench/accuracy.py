@@ -8,6 +8,7 @@ in 16-bit results, a second table bounds from the PTX manual; for float32, ``pyt
 import argparse
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from bench.sweep import (
     CURVE_INTERVALS,
     CURVE_REACH,
     EXACT,
+    GRAD_OUTS,
     NEIGHBOURS,
     OURS,
     TORCH,
@@ -127,6 +129,11 @@ def draw(curves: dict[str, dict[str, list[float]]], where: str, path: Path) -> N
         for name, line in lines.items():
             axes.plot(x, line, label=name, **STYLES[name])
         axes.set(yscale="log", ylim=(1e-8, 5), xlabel="x", title=dtype)
+        subnormal_from = -math.log(torch.finfo(getattr(torch, dtype)).tiny)
+        if subnormal_from < CURVE_REACH:
+            for start, side in ((-CURVE_REACH, "left"), (subnormal_from, "right")):
+                axes.axvspan(start, start + CURVE_REACH - subnormal_from, color="0.92", zorder=0)
+                axes.text(0.98 if side == "right" else 0.02, 0.03, "σ' subnormal", ha=side, transform=axes.transAxes)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(f"largest relative error in {width:g} of x")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
@@ -152,10 +159,11 @@ def _json(record: dict[str, Any]) -> str:
 def _print(console: Console, sweeps: list[Sweep], bounds: list[Bound], where: str) -> None:
     console.print(_table([tally for found in sweeps for tally in found.tallies], f"Measured, kernels in {where}"))
     console.print(
-        "misses: results that are not the number nearest to the true value; flushed: 0 where that is a subnormal "
-        "number. σ'(x) counts where it is a normal number, with grad_out = 1; dead from: the smallest positive x whose "
-        "gradient is exactly 0. grad_out·out·(1 - out): every 16-bit out from 0 to 1 with 16 values of grad_out. "
-        f"decreases: σ of a number below σ of its predecessor; for float64 in {NEIGHBOURS:,} pairs of neighbours."
+        "misses: results that are not the number nearest to the true value; flushed: those among them that are 0 where "
+        "it is subnormal, not counted in max ulp. σ'(x) counts where it is a normal number, with grad_out = 1; dead "
+        "from: the smallest positive x whose gradient is exactly 0. grad_out·out·(1 - out): every 16-bit out from 0 to "
+        f"1 with {GRAD_OUTS} values of grad_out. decreases: σ of a number below σ of its predecessor; for float64 in "
+        f"{NEIGHBOURS:,} pairs of neighbours."
     )
     for nans in (found.nans for found in sweeps):
         if nans:
@@ -187,14 +195,14 @@ def _table(tallies: list[Tally], title: str) -> Table:
     for t in tallies:
         if group[0] not in ("", t.dtype):
             table.add_section()
-        cells = ["" if value is None else f"{value:,}" for value in (t.misses, t.flushed, t.decreases)]
-        nearest = "" if t.misses is None else f"{1 - t.misses / t.inputs:.3%}"
+        decreases = "" if t.decreases is None else f"{t.decreases:,}"
+        cells = [f"{1 - t.misses / t.inputs:.3%}", f"{t.misses:,}", f"{t.flushed:,}", decreases]
         at = "" if t.max_ulp_at is None else f"{t.max_ulp_at:.6g}"
         dead = "" if t.first_dead is None else f"{t.first_dead:.6g}"
         repeated = (t.dtype, t.quantity) == group
         labels = ("", "") if repeated else (t.dtype, t.quantity)
         group = (t.dtype, t.quantity)
-        table.add_row(*labels, t.implementation, f"{t.inputs:,}", _ulps(t.max_ulp), at, nearest, *cells, dead)
+        table.add_row(*labels, t.implementation, f"{t.inputs:,}", _ulps(t.max_ulp), at, *cells, dead)
     return table
 
 

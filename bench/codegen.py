@@ -145,7 +145,7 @@ def draw_roofline(rows: list[Facts], path: Path) -> None:
     """One panel per GPU: the speed at which each kernel would compute, over the line of what memory can deliver."""
     figure, panels = plt.subplots(2, 2, figsize=(11, 9), sharex=True, sharey=True, layout="constrained")
     kernels, dtypes = dict.fromkeys(row.kernel for row in rows), dict.fromkeys(row.dtype for row in rows)
-    shapes = dict(zip(kernels, ("o", "s", "D", "^"), strict=True))
+    shapes = dict(zip(kernels, "osD^vPX", strict=False))
     colors = dict(zip(dtypes, ("C0", "C1", "C2", "C3"), strict=True))
     for gpu, panel in zip(GPUS, panels.flat, strict=True):
         ends = [0.15, 20.0]

@@ -5,6 +5,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.reference import correctly_rounded as correctly_rounded
+from bench.reference import every_16bit as every_16bit
+from bench.reference import sigmoid64
+from bench.reference import ulp_error as ulp_error
+from bench.reference import ulp_of as ulp_of
+
 FLOAT_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 HALF_DTYPES = [torch.float16, torch.bfloat16]
 
@@ -17,31 +23,6 @@ FALLBACK_FORWARD_ULPS = {**FORWARD_ULPS, torch.float32: 2.5}
 BACKWARD_ULPS = {torch.float16: 0.51, torch.bfloat16: 0.51, torch.float32: 1.5, torch.float64: 2.5}
 # PyTorch's own backward, which serves the fallback and layouts that no kernel reads, rounds three times.
 FALLBACK_BACKWARD_ULPS = {**BACKWARD_ULPS, torch.float32: 2.5}
-
-
-def ulp_of(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance between neighbouring numbers of ``dtype`` around each exact value (float64)."""
-    info = torch.finfo(dtype)
-    # tiny = 2^smallest exponent; below it, subnormals keep its spacing.
-    exponent = torch.frexp(exact.abs().clamp(min=info.tiny)).exponent - 1
-    return torch.ldexp(torch.full_like(exact, info.eps), exponent)
-
-
-def ulp_error(result: Tensor, exact: Tensor) -> Tensor:
-    """|result - exact| in ulps; 0 where both are the same infinity or both NaN, infinite where only one is."""
-    result64 = result.detach().cpu().double()
-    same = (result64 == exact) | (result64.isnan() & exact.isnan())
-    error = (result64 - exact).abs() / ulp_of(exact, result.dtype)
-    return torch.where(same, 0.0, torch.where(error.isnan(), float("inf"), error))
-
-
-def correctly_rounded(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """The nearest number of ``dtype``, ties to even, in one rounding.
-
-    ``exact.to(dtype)`` goes through float32 and rounds twice, which is wrong on the very ties it should decide.
-    """
-    ulp = ulp_of(exact, dtype)
-    return (torch.round(exact / ulp) * ulp).to(dtype)
 
 
 def assert_within_ulps(result: Tensor, exact: Tensor, ulps: float) -> None:
@@ -57,9 +38,7 @@ def exact_sigmoid(x: Tensor) -> Tensor:
     """σ(x) to float64 accuracy, in the form that neither overflows nor cancels; by mpmath for float64 input."""
     if x.dtype == torch.float64:
         return torch.tensor([_mp_sigmoid(v) for v in x.flatten().tolist()], dtype=torch.float64).reshape(x.shape)
-    x64 = x.detach().cpu().double().numpy()
-    t = np.exp(-np.abs(x64))
-    return torch.from_numpy(np.asarray(np.where(x64 < 0, t, 1.0) / (1.0 + t)))
+    return sigmoid64(x.cpu())
 
 
 def _mp_sigmoid(x: float) -> float:
@@ -78,8 +57,3 @@ def exact_backward(grad_out: Tensor, out: Tensor) -> Tensor:
         return torch.tensor(values, dtype=torch.float64).reshape(out.shape)
     g, o = grad_out.detach().cpu().double(), out.detach().cpu().double()
     return g * o * (1 - o)
-
-
-def every_16bit(dtype: torch.dtype) -> Tensor:
-    """All 65,536 bit patterns of a 16-bit dtype."""
-    return torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)

@@ -1,0 +1,210 @@
+"""``python -m bench accuracy``, ``proof`` and ``revive``: what they find in short runs, and that they can fail."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import mpmath
+import pytest
+import torch
+from torch import Tensor
+
+from bench import bounded, proof, reference, revive, sweep
+from bench.__main__ import main
+from bench.train import digits
+from sigmoid_op import dispatch
+from sigmoid_op.kernels.sigmoid import sigmoid_forward
+
+CPU = torch.device("cpu")
+interpreted = pytest.mark.skipif(not dispatch.INTERPRETED, reason="compiled kernels run in this process")
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    return proof.build(tmp_path)
+
+
+def _evaluate(program: str, x: Tensor, off: int) -> Tensor:
+    finished = subprocess.run([program, "eval", str(off)], input=x.numpy().tobytes(), capture_output=True, check=True)
+    return torch.frombuffer(bytearray(finished.stdout), dtype=torch.float32)
+
+
+def _some_float32() -> Tensor:
+    x = torch.cat(list(sweep.ascending(torch.float32, CPU, 1_048_573, 2**14)))
+    return torch.cat([x, torch.linspace(-106, 40, 8_192)])
+
+
+@interpreted
+def test_proof_is_about_the_kernel(program: str) -> None:
+    """The C code that the proof sweeps gives the kernel's results, bit for bit."""
+    x = _some_float32()
+    assert torch.equal(_evaluate(program, x, 0), sigmoid_forward(x))
+
+
+@pytest.mark.gpu
+def test_proof_covers_the_gpu(program: str) -> None:
+    """Each result on a GPU is one that the C code gives for a reciprocal off by -1, 0 or 1 ulp."""
+    x = _some_float32()
+    out = sigmoid_forward(x.cuda()).cpu()
+    assert torch.stack([_evaluate(program, x, off) == out for off in (-1, 0, 1)]).any(0).all()
+
+
+def test_proof_of_a_sample(program: str, tmp_path: Path) -> None:
+    """A short proof finds no error above 1 ulp, no decrease and no lost NaN, and says how many inputs it saw."""
+    assert main(["proof", "--stride", "65521", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "proof.json").read_text())["found"]
+    assert found["inputs"] > 65_000
+    assert set(found["reciprocal_off"]) == {"-1", "+0", "+1"}
+    assert all(0.5 <= s["max_ulp"] < 1 and s["gradient_max_ulp"] < 3 for s in found["reciprocal_off"].values())
+
+
+def test_proof_sees_a_wrong_constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof can fail: with the last digit of one coefficient changed the command ends with 1."""
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    changed = tmp_path / "float32.c"
+    changed.write_text(proof.SOURCE.read_text().replace("0x1.ff6aa0p-2f", "0x1.ff6ba0p-2f"))
+    monkeypatch.setattr(proof, "SOURCE", changed)
+    assert main(["proof", "--stride", "65521", "--out", str(tmp_path)]) == 1
+
+
+@interpreted
+def test_accuracy_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command's table says what ran; its file holds the tallies, which keep the promises made for the kernels."""
+    monkeypatch.setattr(sweep, "FLOAT64_POINTS", 80)
+    monkeypatch.setattr(sweep, "NEIGHBOURS", 80)
+    monkeypatch.setattr(sweep, "GRAD_OUTS", 3)
+    assert main(["accuracy", "--device", "cpu", "--stride", "131071", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Triton's interpreter" in printed
+    assert "Bounded, not measured" in printed
+    record = json.loads((tmp_path / "accuracy.json").read_text())
+    assert record["environment"]["interpreted"]
+    tallies = {(t["dtype"], t["quantity"], t["implementation"]): t for t in record["tallies"]}
+    for dtype, inputs, misses in (("bfloat16", 65_282, 0), ("float16", 63_490, 1)):
+        forward = tallies[dtype, sweep.FORWARD, sweep.OURS]
+        assert (forward["inputs"], forward["misses"], forward["decreases"]) == (inputs, misses, 0)
+        assert tallies[dtype, sweep.GRADIENT, sweep.EXACT]["max_ulp"] <= 2
+        assert tallies[dtype, sweep.BACKWARD, sweep.OURS]["max_ulp"] <= 0.51
+    assert tallies["float32", sweep.FORWARD, sweep.OURS]["max_ulp"] < 1
+    assert tallies["float32", sweep.GRADIENT, sweep.EXACT]["max_ulp"] <= 3
+    assert tallies["bfloat16", sweep.GRADIENT, sweep.TORCH]["first_dead"] == 6.25
+    assert all(nans["kept"] == nans["inputs"] for nans in record["nans"])
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+
+
+def test_accuracy_runs_itself_in_the_interpreter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a CPU without TRITON_INTERPRET the command is run again with it, with the same options, and says so."""
+    calls = []
+
+    def record(command: list[str], *, env: dict[str, str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        calls.append((command[3:], env["TRITON_INTERPRET"]))
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    monkeypatch.setattr(subprocess, "run", record)
+    assert main(["accuracy", "--device", "cpu", "--stride", "7", "--out", str(tmp_path)]) == 3
+    assert calls == [(["accuracy", "--device", "cpu", "--out", str(tmp_path), "--stride", "7"], "1")]
+
+
+def test_a_tally_counts_faults() -> None:
+    """A last bit that is wrong is a miss and 1 ulp; a flushed subnormal is a miss that stands apart."""
+    exact = torch.tensor([0.75, 0.5, 1e-40], dtype=torch.float64)
+    tally = sweep.Tally("float32", sweep.FORWARD, "wrong")
+    tally.add(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.75, 0.5 + 2**-24, 0.0]), exact)
+    assert (tally.inputs, tally.misses, tally.flushed) == (3, 2, 1)
+    assert (tally.max_ulp, tally.max_ulp_at) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(("dtype", "inputs"), [(torch.bfloat16, 65_282), (torch.float16, 63_490), (torch.float32, 0)])
+def test_ascending_meets_every_number(dtype: torch.dtype, inputs: int) -> None:
+    """Each non-NaN number comes once, in order; with a stride, from -inf on, in chunks of the size asked for."""
+    chunks = list(sweep.ascending(dtype, CPU, 1 if inputs else 10_000_019, 100))
+    x = torch.cat(chunks)
+    assert (torch.diff(x.double()).nan_to_num(1) >= 0).all()
+    assert x[0] == -torch.inf
+    assert max(map(len, chunks)) == 100
+    if inputs:
+        assert len(x) == inputs
+        assert x[-1] == torch.inf
+        assert len(set(x.view(torch.int16).tolist())) == inputs
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", bounded.PARAMETERS, ids=str)
+def test_bound_holds_for_the_kernel(dtype: torch.dtype) -> None:
+    """The kernel's result is among the possible ones, for every input; without any error it is the only one."""
+    x = reference.every_16bit(dtype)
+    x = x[~x.isnan()]
+    out = sigmoid_forward(x)
+    possible = torch.stack(list(bounded.possible_results(x)))
+    assert len(possible) == 15
+    assert torch.equal(possible[7], out)
+    assert possible.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", bounded.PARAMETERS, ids=str)
+def test_bound_holds_on_the_gpu(dtype: torch.dtype) -> None:
+    """Every result of the compiled kernel is among those that the PTX manual's error bounds permit."""
+    x = reference.every_16bit(dtype)
+    x = x[~x.isnan()]
+    out = sigmoid_forward(x.cuda()).cpu()
+    assert (torch.stack(list(bounded.possible_results(x))) == out).any(0).all()
+
+
+@pytest.mark.parametrize("dtype", bounded.PARAMETERS, ids=str)
+def test_bound_is_within_the_promise(dtype: torch.dtype) -> None:
+    """With the manual's errors at their worst: σ within 0.51 ulp, the exact gradient within 2, all but 9 nearest."""
+    found = bounded.bound(dtype)
+    assert found.max_ulp <= 0.51
+    assert found.gradient_max_ulp <= 2
+    assert found.inputs - found.certainly_nearest <= 9
+
+
+def test_backward_reference_decides_ties() -> None:
+    """g·out·(1 - out) just below a tie of bfloat16 rounds down, where float64 alone takes it for the tie."""
+    grad_out, out = torch.tensor([1.0078125]), torch.tensor([2.0**-60 * 1.5])
+    exact = reference.backward64(grad_out, out)
+    with mpmath.workdps(60):
+        g, o = mpmath.mpf(float(grad_out)), mpmath.mpf(float(out))
+        true = g * o * (1 - o)
+        assert abs(mpmath.mpf(float(exact)) - true) / true < mpmath.mpf(2) ** -52
+        assert mpmath.mpf(float(exact)) < g * o
+    assert reference.correctly_rounded(exact, torch.bfloat16) < reference.correctly_rounded(
+        (grad_out * out).double(), torch.bfloat16
+    )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.usefixtures("one_thread", "fallback")
+def test_revive_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Gates that start at +8 have no gradient by nn.Sigmoid or Sigmoid() in bfloat16; with exact_grad they move."""
+    assert main(["revive", "--device", "cpu", "--steps", "12", "--seeds", "1", "--out", str(tmp_path)]) == 0
+    histories = {h["variant"]: h for h in json.loads((tmp_path / "revive.json").read_text())["histories"]}
+    assert list(histories) == [variant.name for variant in revive.VARIANTS]
+    for name in ("nn.Sigmoid", "Sigmoid()"):
+        assert histories[name]["first_gate_gradient"] == 0
+        assert set(histories[name]["gate_biases"]) == {8.0}
+    for name in ("Sigmoid(exact_grad=True)", "nn.Sigmoid, float32"):
+        assert histories[name]["first_gate_gradient"] > 0
+        assert histories[name]["gate_biases"][-1] < 8
+    assert "exact_grad=True" in capsys.readouterr().out
+    assert (tmp_path / "revive.png").stat().st_size > 10_000
+
+
+def test_the_variants_differ_in_nothing_else() -> None:
+    """The same seed gives every variant the same first loss, as σ(8) is 1 in bfloat16 by all of them."""
+    task = digits(CPU)
+    losses = [revive.train(variant, 3, task, 1).losses[0] for variant in revive.VARIANTS if variant.bfloat16]
+    assert len(set(losses)) == 1

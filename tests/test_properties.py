@@ -1,0 +1,126 @@
+"""What holds of σ for whatever input: drawn by hypothesis over values, shapes, strides and dtypes, on every path."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bench.sweep import ascending
+from sigmoid_op import sigmoid, sigmoid_
+from tests.conftest import Path
+from tests.ulp import FALLBACK_FORWARD_ULPS, FLOAT_DTYPES, FORWARD_ULPS, HALF_DTYPES, exact_sigmoid, ulp_of
+
+# Few examples, since the interpreter needs milliseconds for each. In CI hypothesis itself draws the same every time.
+# The fixtures choose a path; nothing in them changes from one example to the next.
+properties = settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+SPECIAL = [0.0, -0.0, torch.inf, -torch.inf, torch.nan, 88.72, -88.73, -103.97, -745.2, 1e-45, 6.25, 17.33]
+
+
+@st.composite
+def tensors(draw: st.DrawFn, *, nan: bool = True) -> Tensor:
+    """A tensor of any float dtype, up to three dimensions, and the strides that views give it."""
+    dtype = draw(st.sampled_from(FLOAT_DTYPES))
+    shape = draw(st.lists(st.integers(0, 5), max_size=3))
+    finite = st.floats(-800, 800) | st.floats(-1, 1) | st.floats(allow_nan=False, width=16)
+    special = st.sampled_from(SPECIAL).filter(lambda value: nan or value == value)
+    step = draw(st.integers(1, 3))
+    n = torch.Size(shape).numel()
+    values = draw(st.lists(finite | special, min_size=n * step, max_size=n * step))
+    x = torch.tensor(values, dtype=torch.float64).to(dtype).view(*shape, step)[..., 0]
+    return x.permute(draw(st.permutations(range(x.dim()))))
+
+
+@given(tensors())
+@properties
+def test_symmetry(path: Path, x: Tensor) -> None:
+    """σ(-x) = 1 - σ(x) within an ulp of 1, or as many as the dtype's own error allows."""
+    out, mirrored = sigmoid(x.to(path.device)).cpu().double(), sigmoid(-x.to(path.device)).cpu().double()
+    ulps = max(1.0, (FORWARD_ULPS if path.uses_kernels else FALLBACK_FORWARD_ULPS)[x.dtype])
+    difference = (out + mirrored - 1).abs().nan_to_num(0)
+    assert (difference <= ulps * torch.finfo(x.dtype).eps).all()
+
+
+@given(tensors())
+@properties
+def test_agrees_with_torch(path: Path, x: Tensor) -> None:
+    """Result, shape, strides and dtype are torch.sigmoid's; values within both tables' ulps, unless torch flushes."""
+    out, theirs = sigmoid(x.to(path.device)), torch.sigmoid(x.to(path.device))
+    assert (out.dtype, out.shape, out.stride()) == (theirs.dtype, theirs.shape, theirs.stride())
+    exact = exact_sigmoid(x)
+    distance = (out.cpu().double() - theirs.cpu().double()).abs() / ulp_of(exact, x.dtype)
+    allowed = FORWARD_ULPS[x.dtype] + FALLBACK_FORWARD_ULPS[x.dtype]
+    if x.dtype == torch.float64:
+        allowed += 2  # PyTorch's, whose error the table does not state
+    compared = x.isfinite() & (exact >= 4 * torch.finfo(x.dtype).tiny)
+    assert (distance[compared] <= allowed).all()
+
+
+@given(tensors())
+@properties
+def test_changes_no_input(path: Path, x: Tensor) -> None:
+    """Neither forward nor backward writes to x or grad_out; only ``sigmoid_`` does, and gives the same values."""
+    leaf = x.to(path.device, copy=True).requires_grad_()
+    grad_out = torch.full_like(leaf, 0.5)
+    before, version = leaf.detach().clone(), leaf._version
+    for exact_grad in (False, True):
+        torch.autograd.grad(sigmoid(leaf, exact_grad=exact_grad), leaf, grad_out)
+    assert torch.equal(leaf.nan_to_num(7), before.nan_to_num(7))
+    assert leaf._version == version
+    assert (grad_out == 0.5).all()
+    torch.testing.assert_close(sigmoid_(before), sigmoid(leaf.detach()), rtol=0, atol=0, equal_nan=True)
+
+
+@given(tensors())
+@properties
+def test_makes_no_nan(path: Path, x: Tensor) -> None:
+    """A NaN in x, and nothing else, infinities included, makes a NaN in the result and in either gradient."""
+    for exact_grad in (False, True):
+        leaf = x.to(path.device, copy=True).requires_grad_()
+        out = sigmoid(leaf, exact_grad=exact_grad)
+        (gradient,) = torch.autograd.grad(out, leaf, torch.ones_like(out))
+        assert torch.equal(out.isnan().cpu(), x.isnan())
+        assert torch.equal(gradient.isnan().cpu(), x.isnan())
+
+
+@given(tensors(nan=False))
+@properties
+def test_stays_between_0_and_1(path: Path, x: Tensor) -> None:
+    """0 <= σ(x) <= 1, and it is above 1/2 only where x > 0, below it only where x < 0."""
+    out = sigmoid(x.to(path.device)).cpu()
+    assert ((out >= 0) & (out <= 1) & ~out.signbit()).all()
+    assert ((out > 0.5) <= (x > 0)).all()
+    assert ((out < 0.5) <= (x < 0)).all()
+
+
+@given(tensors(nan=False))
+@properties
+def test_exact_derivative_is_even(path: Path, x: Tensor) -> None:
+    """With exact_grad the gradients at x and -x have the same bits."""
+    gradients: list[Tensor] = []
+    for value in (x, -x):
+        leaf = value.to(path.device, copy=True).requires_grad_()
+        gradients += torch.autograd.grad(sigmoid(leaf, exact_grad=True).sum(), leaf)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("dtype", [*HALF_DTYPES, torch.float32], ids=str)
+def test_never_decreases(path: Path, dtype: torch.dtype) -> None:
+    """Over all numbers of a 16-bit dtype in order, and stretches of neighbours in float32, σ never decreases."""
+    if dtype in HALF_DTYPES:
+        stretches = list(ascending(dtype, torch.device("cpu"), 1, 2**17))
+    else:
+        starts = torch.tensor([-104.0, -88.0, -20.0, -6.5, -1.8, -0.4, 1e-4, 0.3, 0.6931472, 2.4, 16.0])
+        bits = starts.view(torch.int32)[:, None] + torch.arange(4096, dtype=torch.int32)
+        stretches = [stretch.sort().values for stretch in bits.view(torch.float32)]
+    for x in stretches:
+        assert (torch.diff(sigmoid(x.to(path.device)).float()) >= 0).all()
+
+
+def test_neighbours_can_decrease() -> None:
+    """The check can fail: in float32, t / (1 + t) with t = e^x, rounded three times, decreases between neighbours."""
+    x = (torch.tensor(0.3).view(torch.int32) + torch.arange(4096, dtype=torch.int32)).view(torch.float32)
+    t = x.double().exp().float()
+    assert (torch.diff(t / (1 + t)) < 0).any()
