@@ -147,6 +147,12 @@ def recorded() -> Iterator[Case]:
         )
 
 
+def fineness(n_elements: int) -> int:
+    """Of the power of two at or below ``n_elements``: 0 for 2^30, 2^26, …, 1 for 2^28, 2^24, …, 2 for odd exponents."""
+    below = 30 - (n_elements.bit_length() - 1)
+    return 0 if below % 4 == 0 else 1 if below % 2 == 0 else 2
+
+
 def size_label(n_elements: int) -> str:
     exponent = n_elements.bit_length() - 1
     return f"2^{exponent}" if n_elements == 2**exponent else str(n_elements)

@@ -121,7 +121,8 @@ class Replays:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         results = []
-        with torch.cuda.graph(graph, pool=self._pool):
+        # A collection could free a kernel of an earlier provider, and unloading it would end the capture.
+        with _without_gc(), torch.cuda.graph(graph, pool=self._pool):
             for call in calls:
                 result = call()
                 if keep_results:

@@ -1,5 +1,6 @@
 """Where and with what a measurement was made."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -21,11 +22,14 @@ _NVIDIA_SMI_FIELDS = (
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Everything a reader needs to judge or repeat the run; None for what this machine does not tell."""
+    commit = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
+    changes = _output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!bench/results")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": sys.argv[1:],
-        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
-        "dirty": bool(_output("git", "-C", str(ROOT), "status", "--porcelain")),
+        "commit": commit,
+        "dirty": None if changes is None else bool(changes),
+        "sources_sha256": sources_sha256(),
         "device": device_name(device),
         "device_type": device.type,
         "gpu": gpu(device) if device.type == "cuda" else None,
@@ -40,6 +44,15 @@ def environment(device: torch.device) -> dict[str, Any]:
         "triton": _version("triton"),
         "os": platform.platform(),
     }
+
+
+def sources_sha256() -> str:
+    """A digest of the library's and the benchmark's Python files: it ties a run to a commit where there is no git."""
+    digest = hashlib.sha256()
+    for folder in ("bench", "kernels", "sigmoid_op"):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            digest.update(f"{folder}/{path.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def device_name(device: torch.device) -> str:

@@ -96,7 +96,7 @@ def _launch_pieces(x: Tensor) -> dict[str, Piece]:
         "torch.sigmoid": (torch.sigmoid, x),
         "sigmoid_forward: our launch and its output": (sigmoid_forward, x),
         "our launch alone": (lambda x: pointwise.launch(formulas.sigmoid, (), (x,), (out,)), x),
-        "Triton's own launch": (lambda x: kernel((), (x,), (out,), n, formulas.sigmoid, size, num_warps=4), x),
+        "Triton's own launch": (lambda x: kernel((), (x,), (out,), n, None, formulas.sigmoid, size, num_warps=4), x),
         "empty_like": (torch.empty_like, x),
         "device guard": (guarded, x),
         "dispatch.supported": (dispatch.supported, x),
@@ -107,7 +107,9 @@ def measure(device: torch.device, rounds: int) -> dict[str, dict[str, list[float
     """Microseconds a call, a sample a round."""
     samples: dict[str, dict[str, list[float]]] = {}
     for group, calls in pieces(device).items():
-        repeats = {name: _repeats(piece, device) for name, piece in calls.items()}
+        # On CUDA a sample is long enough for the synchronization at its end, some 10 us, to be a hundredth of it.
+        seconds = 1e-3 if device.type == "cuda" else 2e-4
+        repeats = {name: _repeats(piece, device, seconds) for name, piece in calls.items()}
         samples[group] = {name: [] for name in calls}
         for _ in range(rounds):
             for name, piece in calls.items():
@@ -115,7 +117,7 @@ def measure(device: torch.device, rounds: int) -> dict[str, dict[str, list[float
     return samples
 
 
-def _repeats(piece: Piece, device: torch.device, seconds: float = 2e-4) -> int:
+def _repeats(piece: Piece, device: torch.device, seconds: float) -> int:
     """Calls that fill a sample, after a warm-up."""
     _sample(piece, 20, device)
     return max(3, round(seconds / (_sample(piece, 20, device) * 1e-6)))

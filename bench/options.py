@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import argparse
+import math
 import re
 from datetime import datetime
 from pathlib import Path
@@ -38,10 +39,24 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def minutes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of minutes")
+    return number
+
+
+def device_slug(device: torch.device) -> str:
+    """The device's name for a path: nvidia-h200, or cpu."""
+    return "cpu" if device.type == "cpu" else re.sub(r"\W+", "-", device_name(device)).lower()
+
+
 def output_folder(asked: Path | None, device: torch.device) -> Path:
     """The folder for a run's files, made if it is not there."""
-    slug = "cpu" if device.type == "cpu" else re.sub(r"\W+", "-", device_name(device)).lower()
-    folder = asked or DEFAULT_FOLDER / f"{datetime.now():%Y%m%d-%H%M%S}-{slug}"
+    folder = asked or DEFAULT_FOLDER / f"{datetime.now():%Y%m%d-%H%M%S}-{device_slug(device)}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -4,7 +4,8 @@ Each gives the call a user would write (``sigmoid``, differentiable) for the wal
 (``forward``, ``backward``) for the device clock, where autograd's host work has no place.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -125,6 +126,17 @@ def kernel_call(provider: Provider, pass_: Pass, inputs: Inputs) -> Call:
     if pass_ == "backward":
         return partial(provider.backward, inputs.grad_out, inputs.out)
     return lambda: (provider.forward(inputs.x), provider.backward(inputs.grad_out, inputs.out))
+
+
+@contextmanager
+def kernels_for_all_sizes() -> Iterator[None]:
+    """Lift the library's size threshold, below which CUDA would run PyTorch's kernel for it."""
+    threshold = dispatch.MIN_ELEMENTS
+    dispatch.MIN_ELEMENTS = 0
+    try:
+        yield
+    finally:
+        dispatch.MIN_ELEMENTS = threshold
 
 
 def path(x: Tensor, *, by_user: bool) -> str:

@@ -58,6 +58,8 @@ def present(results: Results, folder: Path) -> None:
         console.print(f"[bold red]FAILED[/] {failure}", highlight=False)
     if results.status == "interrupted":
         console.print("Interrupted: this is what was measured until then.")
+    if results.status == "out of time":
+        console.print(f"Out of time: {results.environment['cases_left_out']} cases were not measured.")
     files = [results.path, *plot.draw(results, folder)]
     console.print(f"Results in {folder}: {', '.join(path.name for path in files)}", soft_wrap=True, highlight=False)
 

@@ -68,7 +68,7 @@ class Measurement:
 
 @dataclass
 class Results:
-    """``status`` is "running", "interrupted" or "complete"."""
+    """``status`` is "running", "interrupted", "out of time" or "complete"."""
 
     path: Path
     environment: dict[str, Any]

@@ -7,8 +7,11 @@ before anything is timed.
 """
 
 import argparse
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -16,17 +19,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench import cases, clocks, report
-from bench.cases import DTYPES, Case, Inputs, Pass
+from bench.cases import DTYPES, PASSES, Case, Inputs, Pass
 from bench.clocks import Effort, Sampler
 from bench.environment import environment, free_bytes, gpu
-from bench.options import add_device_and_out, choose_device, elements, output_folder
+from bench.options import add_device_and_out, choose_device, elements, minutes, output_folder
 from bench.providers import Call, Provider, kernel_call, path, providers, user_call
-from bench.results import COLD, WALL, WARM, Measurement, Results
+from bench.results import CLOCKS, COLD, WALL, WARM, Measurement, Results
 from bench.verify import verify
 from sigmoid_op import dispatch
 
 EFFORT = Effort(seconds=0.3, min_rounds=9, max_rounds=51)
 QUICK_EFFORT = Effort(seconds=0.05, min_rounds=5, max_rounds=15)
+
+# torch.compile takes seconds a case, more than all measurements of it. By default it is timed at these sizes only: one
+# launch-bound, one that fits in a GPU's L2 cache, one that does not.
+COMPILED_SIZES = (2**12, 2**20, 2**26)
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -48,8 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="time torch.compile too (default: on CUDA only; a CPU needs a C++ compiler)",
+        help="time torch.compile in every case (default: on CUDA at 2^12, 2^20 and 2^26 elements; "
+        "a CPU needs a C++ compiler)",
     )
+    parser.add_argument("--minutes", type=minutes, default=math.inf, help="end by then, sampling less in each case")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
     chosen, too_large = select_cases(args, device)
     if too_large:
         print(f"Left out for want of memory: {', '.join(dict.fromkeys(case.label for case in too_large))} elements.")
-    with_compile = device.type == "cuda" if args.compile is None else args.compile
     results = Results(output_folder(args.out, device) / "results.json", environment(device))
-    measure_all(chosen, device, results, with_compile=with_compile, effort=QUICK_EFFORT if args.quick else EFFORT)
+    effort = QUICK_EFFORT if args.quick else EFFORT
+    measure_all(chosen, device, results, with_compile=args.compile, effort=effort, seconds=60 * args.minutes)
     report.present(results, results.path.parent)
     if results.status == "interrupted":
         return 130
@@ -92,28 +101,59 @@ def select_cases(args: argparse.Namespace, device: torch.device) -> tuple[list[C
 
 
 def measure_all(
-    chosen: list[Case], device: torch.device, results: Results, *, with_compile: bool, effort: Effort
+    chosen: list[Case],
+    device: torch.device,
+    results: Results,
+    *,
+    with_compile: bool | None,
+    effort: Effort,
+    seconds: float = math.inf,
 ) -> None:
-    """Measure case after case into ``results``, which are saved whatever happens; Ctrl-C ends it early."""
+    """Measure case after case into ``results``, which are saved whatever happens; time or Ctrl-C may end it early.
+
+    Cases come from coarse to fine: what is cut short has a lower resolution, not a smaller range.
+    """
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     )  # fmt: skip
     results.save()
+    ordered = sorted(chosen, key=lambda case: cases.fineness(case.n_elements))
+    deadline = time.monotonic() + seconds
     try:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task("", total=len(chosen))
-            for case in chosen:
+            for done, case in enumerate(ordered):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    results.status = "out of time"
+                    results.environment["cases_left_out"] = len(ordered) - done
+                    break
                 progress.update(task, description=f"{case.dtype_name} {case.label}")
-                for measurement in measure(case, device, with_compile=with_compile, effort=effort):
+                affordable = _share(effort, left / (len(ordered) - done))
+                compiles = _compiles_by_default(case, device) if with_compile is None else with_compile
+                for measurement in measure(case, device, with_compile=compiles, effort=affordable):
                     results.add(measurement)
                 progress.advance(task)
-        results.status = "complete"
+            else:
+                results.status = "complete"
     except KeyboardInterrupt:
         results.status = "interrupted"
     finally:
         if device.type == "cuda":
             results.environment["gpu_at_end"] = gpu(device)
+        position = [case.to_json() for case in chosen]
+        results.measurements.sort(key=lambda m: position.index(m.case))
         results.save()
+
+
+def _share(effort: Effort, seconds: float) -> Effort:
+    """The effort of one measurement of a case that has ``seconds``; half of them go to verification and capture."""
+    per_measurement = seconds / 2 / (len(PASSES) * len(CLOCKS))
+    return replace(effort, seconds=min(effort.seconds, per_measurement))
+
+
+def _compiles_by_default(case: Case, device: torch.device) -> bool:
+    return device.type == "cuda" and case.kind == "size" and case.n_elements in COMPILED_SIZES
 
 
 def measure(case: Case, device: torch.device, *, with_compile: bool, effort: Effort) -> Iterator[Measurement]:
@@ -125,19 +165,19 @@ def measure(case: Case, device: torch.device, *, with_compile: bool, effort: Eff
         verify(provider, case, device)
         return provider
 
-    right = _keep_what_works(make_and_verify, providers(case, device, with_compile=with_compile), failures)
+    right = keep_what_works(make_and_verify, providers(case, device, with_compile=with_compile), failures)
     on_cuda = device.type == "cuda"
     n_operands = max(clocks.calls_per_replay(case.bytes_moved(pass_)) for pass_ in case.passes) if on_cuda else 1
     operands = [case.inputs(device) for _ in range(n_operands)]
     for pass_ in case.passes:
-        yield _wall(case, pass_, operands[0], right, failures, effort)
+        yield wall_time(case, pass_, operands[0], right, failures, effort)
         if on_cuda:
-            yield from _device(case, pass_, operands, right, failures, effort)
+            yield from device_time(case, pass_, operands, right, failures, effort)
     if on_cuda:
         torch.cuda.empty_cache()
 
 
-def _wall(
+def wall_time(
     case: Case,
     pass_: Pass,
     operands: Inputs,
@@ -145,6 +185,7 @@ def _wall(
     failures: dict[str, str],
     effort: Effort,
 ) -> Measurement:
+    """A user's call, and on CUDA the memory it needs; ``failures`` are those so far."""
     measurement = _measurement(case, pass_, WALL, path(operands.x, by_user=True), failures)
     on_cuda = operands.x.is_cuda
     synchronize = torch.cuda.synchronize if on_cuda else _nothing
@@ -154,7 +195,7 @@ def _wall(
         call()
         return call
 
-    calls = _keep_what_works(call_once, right, measurement.failures)
+    calls = keep_what_works(call_once, right, measurement.failures)
     n_calls = measurement.calls_per_sample = clocks.calls_per_wall_sample(calls.values(), synchronize)
     samplers = {name: clocks.wall_sampler(call, n_calls, synchronize) for name, call in calls.items()}
     measurement.samples_ns = clocks.interleave(samplers, effort)
@@ -163,7 +204,7 @@ def _wall(
     return measurement
 
 
-def _device(
+def device_time(
     case: Case,
     pass_: Pass,
     operands: list[Inputs],
@@ -171,7 +212,7 @@ def _device(
     failures: dict[str, str],
     effort: Effort,
 ) -> Iterator[Measurement]:
-    """Cold L2, and warm L2 where operands and results fit."""
+    """The bare kernels: cold L2, and warm L2 where operands and results fit."""
     device = operands[0].x.device
     runs = path(operands[0].x, by_user=False)
     n_calls = clocks.calls_per_replay(case.bytes_moved(pass_))
@@ -189,7 +230,7 @@ def _device(
     for clock, sampler in clocks_here.items():
         measurement = _measurement(case, pass_, clock, runs, failures)
         measurement.calls_per_sample = n_calls
-        samplers = _keep_what_works(sampler, right, measurement.failures)
+        samplers = keep_what_works(sampler, right, measurement.failures)
         measurement.samples_ns = clocks.interleave(samplers, effort)
         yield measurement
 
@@ -198,7 +239,7 @@ def _measurement(case: Case, pass_: Pass, clock: str, runs: str, failures: dict[
     return Measurement(case.to_json(), pass_, clock, runs, case.bytes_moved(pass_), failures=dict(failures))
 
 
-def _keep_what_works(make: Callable[[T], U], sources: Mapping[str, T], failures: dict[str, str]) -> dict[str, U]:
+def keep_what_works(make: Callable[[T], U], sources: Mapping[str, T], failures: dict[str, str]) -> dict[str, U]:
     """``make`` of each source; where one raises, ``failures`` gets the reason and the others are still worth timing."""
     made = {}
     for name, source in sources.items():

@@ -10,7 +10,6 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from bench.environment import environment
 from bench.options import add_device_and_out, choose_device, output_folder, positive
-from bench.providers import path
+from bench.providers import kernels_for_all_sizes, path
 from bench.report import output_console
 from bench.results import Spread
 from sigmoid_op import Sigmoid, dispatch
@@ -88,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The command: 0, or 1 when the two trainings differ."""
     device = choose_device(args.device)
-    with _kernels_for_all_sizes():
+    with kernels_for_all_sizes():
         history = train(digits(device), args.steps, device)
     folder = output_folder(args.out, device)
     record: dict[str, Any] = {
@@ -163,17 +162,6 @@ def _batches(n_samples: int, device: torch.device) -> Iterator[Tensor]:
     while True:
         order = torch.randperm(n_samples, generator=generator).to(device)
         yield from (order[start : start + BATCH] for start in range(0, n_samples - BATCH + 1, BATCH))
-
-
-@contextmanager
-def _kernels_for_all_sizes() -> Iterator[None]:
-    """The layers here are smaller than the library's threshold: without this, CUDA would run PyTorch's kernel twice."""
-    threshold = dispatch.MIN_ELEMENTS
-    dispatch.MIN_ELEMENTS = 0
-    try:
-        yield
-    finally:
-        dispatch.MIN_ELEMENTS = threshold
 
 
 def _synchronize(device: torch.device) -> None:

@@ -183,7 +183,7 @@ def test_interrupting_keeps_what_was_measured(
 @pytest.mark.gpu
 def test_the_default_command_measures_every_clock_and_provider(tmp_path: Path) -> None:
     """On CUDA: wall, cold and warm; the library, torch, the copy, torch.compile and the tutorial; no failure."""
-    assert main(["--quick", "--sizes", "2^20", "--dtypes", "bfloat16", "--out", str(tmp_path)]) == 0
+    assert main(["--quick", "--compile", "--sizes", "2^20", "--dtypes", "bfloat16", "--out", str(tmp_path)]) == 0
     results = Results.load(tmp_path / "results.json")
     assert {m.clock for m in results.measurements} == {WALL, COLD, WARM}
     for m in results.measurements:

@@ -174,7 +174,7 @@ def test_device_time_is_measured_cold_and_where_it_fits_warm(fallback: object, m
         case = a_case(n_elements)
         operands = [case.inputs(CPU) for _ in range(clocks.calls_per_replay(case.bytes_moved("forward")))]
         for pass_ in PASSES:
-            measured = list(runner._device(case, pass_, operands, right, {}, LEAST_EFFORT))
+            measured = list(runner.device_time(case, pass_, operands, right, {}, LEAST_EFFORT))
             assert [m.clock for m in measured] == expected
             for m in measured:
                 assert m.failures == {}

@@ -122,6 +122,7 @@ def test_cuda_graph_capture() -> None:
     from sigmoid_op.kernels.sigmoid import sigmoid_backward, sigmoid_forward
 
     pointwise._prepared.clear()
+    pointwise.pointwise_kernel.device_caches.clear()  # Triton's own: the capture itself has to load the kernels
     x = torch.randn(4099, device="cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -1,0 +1,234 @@
+"""Run the whole GPU programme: tests, accuracy, the grid, recorded calls, host profile, training, tuning.
+
+The parts run in order of worth, each in a process of its own, and write their files as they end. When the time is
+spent, the part that runs is interrupted, keeps what it has measured, and the rest is left out. Without CUDA, or with
+--rehearse, every part runs with its smallest sizes: nothing is meant by the figures, but every line has run.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.table import Table
+
+from bench.environment import ROOT, environment
+from bench.options import choose_device, device_slug, minutes, output_folder
+from bench.report import output_console
+
+RESULTS = Path(__file__).with_name("results")
+SUMMARY = "programme.json"
+MINUTES = 9.0
+LEAST_SECONDS = 10.0  # below this no part is started: importing PyTorch and making a CUDA context take half of it
+GRACE_SECONDS = 15.0  # from the interrupt to the kill: writing results, tables and plots
+TEST_PROCESSES = 8  # with pytest-xdist: most of a GPU test's time is compiling, on the host
+
+Status = Literal["done", "failed", "cut", "left out"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command of the programme; ``python -m`` goes before it and the place for its files after it.
+
+    ``rehearsal``: options that make it small. ``limit``: seconds it may take of the default nine minutes; all together
+    more than there are, since most end earlier. ``paced``: it takes --minutes, and so ends by itself.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    limit: float
+    rehearsal: tuple[str, ...] = ()
+    paced: bool = False
+
+
+PARTS: tuple[Part, ...] = (
+    Part("tests", ("pytest", "-m", "gpu", "--quiet"), 150),
+    Part("accuracy", ("bench", "accuracy"), 110, ("--stride", "1000003")),
+    Part(
+        "grid", ("bench", "grid"), 240, ("--quick", "--sizes", "1", "2^12", "--dtypes", "bfloat16", "float32"),
+        paced=True,
+    ),
+    Part("recorded", ("bench", "grid", "--cases", "recorded", "--no-compile"), 60, ("--quick",), paced=True),
+    Part("host", ("bench", "host"), 30, ("--rounds", "3")),
+    Part("digits", ("bench", "train"), 45, ("--steps", "5")),
+    Part("revive", ("bench", "revive"), 75, ("--steps", "3", "--seeds", "1")),
+    Part("tune", ("bench", "tune"), 210, ("--rehearse",), paced=True),
+)  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """What became of a part. ``files`` and ``log`` are relative to the programme's folder."""
+
+    part: str
+    command: list[str]
+    status: Status
+    seconds: float = 0.0
+    exit_code: int | None = None
+    log: str = ""
+    files: list[str] = field(default_factory=list)
+    failed_tests: list[str] = field(default_factory=list)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    names = [part.name for part in PARTS]
+    parser.add_argument("--minutes", type=minutes, default=MINUTES, help="time for everything (default: %(default)g)")
+    parser.add_argument("--parts", nargs="+", choices=names, default=names, help="default: all, in this order")
+    parser.add_argument("--rehearse", action="store_true", help="smallest sizes (default without CUDA)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the results (default: bench/results/<gpu>; bench/out/<time> in a rehearsal)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command: 0, 1 if a part failed (not if time ended it), 2 for a folder in use, 130 when interrupted."""
+    device = choose_device(None)
+    rehearse = args.rehearse or device.type == "cpu"
+    folder: Path = output_folder(args.out, device) if args.out or rehearse else RESULTS / device_slug(device)
+    if (folder / SUMMARY).exists():
+        print(f"python -m bench gpu: error: {folder} holds a run already: name another with --out", file=sys.stderr)
+        return 2
+    folder = folder.resolve()
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    # A shell starts what it runs in the background with SIGINT ignored, which the parts would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    chosen = [part for part in PARTS if part.name in args.parts]
+    outcomes: list[Outcome] = []
+    interrupted = False
+    try:
+        for outcome in programme(chosen, folder, 60 * args.minutes, rehearse=rehearse):
+            outcomes.append(outcome)
+            _save(folder / SUMMARY, device, args.minutes, rehearse, outcomes)
+            _tell(outcome, folder)
+    except KeyboardInterrupt:
+        interrupted = True
+    output_console().print(_table(outcomes, folder, rehearse))
+    if interrupted:
+        return 130
+    return int(any(outcome.status == "failed" for outcome in outcomes))
+
+
+def programme(parts: list[Part], folder: Path, seconds: float, *, rehearse: bool) -> Iterator[Outcome]:
+    """Run part after part within ``seconds``, yielding what became of each."""
+    end = time.monotonic() + seconds
+    for part in parts:
+        left = end - time.monotonic()
+        limit = min(part.limit * seconds / (60 * MINUTES), left) - GRACE_SECONDS
+        line = command(part, folder, limit, rehearse=rehearse)
+        if limit < LEAST_SECONDS:
+            yield Outcome(part.name, line, "left out")
+            continue
+        (folder / part.name).mkdir(exist_ok=True)
+        print(f"{part.name}: {' '.join(line[1:])} (at most {limit:.0f} s)", flush=True)
+        yield _outcome(part, line, folder, limit)
+
+
+def command(part: Part, folder: Path, limit: float, *, rehearse: bool) -> list[str]:
+    """The command line of a part that is interrupted after ``limit`` seconds."""
+    line = [sys.executable, "-m", *part.command, *(part.rehearsal if rehearse else ())]
+    if part.paced:  # it ends early enough to draw its plots before it would be interrupted
+        line += ["--minutes", f"{max(limit - GRACE_SECONDS, 1) / 60:.3f}"]
+    if part.command[0] == "pytest":
+        processes = ["-n", str(TEST_PROCESSES)] if find_spec("xdist") and not rehearse else []
+        return [*line, *processes, f"--junitxml={folder / part.name / 'junit.xml'}"]
+    return [*line, "--out", str(folder / part.name)]
+
+
+def _outcome(part: Part, line: list[str], folder: Path, limit: float) -> Outcome:
+    log = folder / "logs" / f"{part.name}.log"
+    start = time.monotonic()
+    exit_code, cut = _execute(line, log, limit)
+    seconds = round(time.monotonic() - start, 1)
+    files = sorted(str(path.relative_to(folder)) for path in (folder / part.name).rglob("*") if path.is_file())
+    failed_tests = [name for path in (folder / part.name).glob("junit.xml") for name in failed_in(path)]
+    status: Status = "failed" if failed_tests else "cut" if cut else "failed" if exit_code else "done"
+    return Outcome(part.name, line, status, seconds, exit_code, str(log.relative_to(folder)), files, failed_tests)
+
+
+def _execute(line: list[str], log: Path, limit: float) -> tuple[int | None, bool]:
+    """The exit code, None for one that had to be killed; and whether time ended it."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment.pop("TRITON_INTERPRET", None)  # a part that needs the interpreter sets it itself
+    # All that is compiled here are graphs of one or two kernels: starting Inductor's processes takes longer than that.
+    environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            line, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            return process.wait(limit), False
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(GRACE_SECONDS), True
+            return None, True
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+            raise
+        finally:
+            with suppress(ProcessLookupError):  # it and what it started, such as compiling and testing processes
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def failed_in(junit: Path) -> list[str]:
+    """The tests that failed, or whose setup did, by the file that ``pytest --junitxml`` wrote."""
+    try:
+        cases = list(ElementTree.parse(junit).iter("testcase"))
+    except ElementTree.ParseError:  # pytest was killed while it wrote
+        return []
+    return [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in cases
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+
+
+def _save(path: Path, device: torch.device, limit: float, rehearse: bool, outcomes: list[Outcome]) -> None:
+    record = {
+        "schema": 1,
+        "kind": "gpu",
+        "environment": environment(device),
+        "minutes": limit,
+        "rehearsal": rehearse,
+        "parts": [asdict(outcome) for outcome in outcomes],
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _tell(outcome: Outcome, folder: Path) -> None:
+    """One line; of a failed part also the failed tests and the end of its log."""
+    print(f"{outcome.part}: {outcome.status} after {outcome.seconds:.0f} s", flush=True)
+    if outcome.status == "failed":
+        for name in outcome.failed_tests:
+            print(f"  FAILED {name}")
+        lines = (folder / outcome.log).read_text(errors="replace").splitlines()
+        print(*(f"  | {line}" for line in lines[-20:]), sep="\n", flush=True)
+
+
+def _table(outcomes: list[Outcome], folder: Path, rehearse: bool) -> Table:
+    table = Table(title=f"{'Rehearsal' if rehearse else 'GPU programme'}, results in {folder}", title_justify="left")
+    table.add_column("part")
+    table.add_column("status")
+    table.add_column("seconds", justify="right")
+    table.add_column("files")
+    for outcome in outcomes:
+        failed = f" ({len(outcome.failed_tests)} tests)" if outcome.failed_tests else ""
+        table.add_row(outcome.part, outcome.status + failed, f"{outcome.seconds:.1f}", ", ".join(outcome.files))
+    return table

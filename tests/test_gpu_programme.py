@@ -1,0 +1,214 @@
+"""python -m bench gpu and tune: every line that a rented GPU will run has run before, and time ends it cleanly."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import cases, crossover, gpu, runner, tune
+from bench.__main__ import main, make_parser
+from bench.cases import Case, Layout
+from bench.clocks import Effort
+from bench.environment import ROOT
+from bench.gpu import PARTS, Part, command
+from bench.providers import COPY, OURS, TORCH
+from bench.race import race
+from bench.results import COLD, WALL, Measurement, Results
+
+CPU = torch.device("cpu")
+LEAST_EFFORT = Effort(seconds=0.0, min_rounds=3, max_rounds=3)
+
+
+@pytest.mark.parametrize("rehearse", [False, True], ids=["measured", "rehearsed"])
+@pytest.mark.parametrize("part", [part for part in PARTS if part.command[0] == "bench"], ids=lambda part: part.name)
+def test_every_part_is_a_command_that_its_parser_takes(part: Part, rehearse: bool, tmp_path: Path) -> None:
+    """A misspelt option would end a part on the GPU before it began. Its files go to a folder of its own."""
+    line = command(part, tmp_path, 60, rehearse=rehearse)
+    assert line[:3] == [sys.executable, "-m", "bench"]
+    parsed = make_parser().parse_args(line[3:])
+    assert parsed.out == tmp_path / part.name
+    assert not part.paced or parsed.minutes == 0.75  # 15 of the 60 seconds are for tables and plots
+
+
+def test_tests_accuracy_and_the_grid_always_fit() -> None:
+    """Were each of them to take all it may, there would be time for them, whatever else is left out."""
+    first = PARTS[:3]
+    assert [part.name for part in first] == ["tests", "accuracy", "grid"]
+    assert sum(part.limit for part in first) <= 60 * gpu.MINUTES
+
+
+@pytest.fixture
+def programme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Runs parts of one's own in a rehearsal; returns the exit code and what was written, by part."""
+
+    def run(*parts: Part, minutes: str = "9") -> tuple[int, dict[str, Any]]:
+        monkeypatch.setattr(gpu, "PARTS", parts)
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            code = main(["gpu", "--rehearse", "--minutes", minutes, "--out", str(tmp_path)])
+        finally:
+            signal.signal(signal.SIGINT, before)
+        record = json.loads((tmp_path / gpu.SUMMARY).read_text())
+        assert record["rehearsal"]
+        return code, {outcome["part"]: outcome for outcome in record["parts"]}
+
+    return run
+
+
+def test_the_programme_runs_real_parts(
+    programme: Callable[..., tuple[int, dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The GPU tests and the grid, as small as they get: done, with junit and results where the summary says."""
+    tests, grid = (next(part for part in PARTS if part.name == name) for name in ("tests", "grid"))
+    tests = Part("tests", (*tests.command, "tests/test_launch.py"), tests.limit)
+    grid = Part("grid", ("bench", "grid", "--quick", "--sizes", "1", "--dtypes", "float32"), grid.limit, paced=True)
+    code, outcomes = programme(tests, grid)
+    assert code == 0, (tmp_path / "logs" / "tests.log").read_text()
+    assert [outcome["status"] for outcome in outcomes.values()] == ["done", "done"]
+    assert outcomes["tests"]["files"] == ["tests/junit.xml"]
+    assert "grid/results.json" in outcomes["grid"]["files"]
+    assert Results.load(tmp_path / "grid" / "results.json").status == "complete"
+    assert "seconds" in capsys.readouterr().out
+    assert main(["gpu", "--rehearse", "--out", str(tmp_path)]) == 2  # a run is not overwritten
+
+
+def test_a_failed_part_is_told_and_the_rest_still_runs(
+    programme: Callable[..., tuple[int, dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1; the failed test by its name, the end of the log; the next part is done."""
+    test_file = tmp_path / "test_wrong.py"
+    test_file.write_text("import pytest\n@pytest.mark.gpu\ndef test_wrong():\n    assert 1 == 2\n")
+    code, outcomes = programme(
+        Part("tests", ("pytest", "-m", "gpu", "-p", "no:cacheprovider", str(test_file)), 60),
+        Part("host", ("bench", "host", "--rounds", "3"), 60),
+    )
+    assert code == 1
+    assert outcomes["tests"]["status"] == "failed"
+    assert outcomes["tests"]["failed_tests"] == ["test_wrong::test_wrong"]
+    assert outcomes["host"]["status"] == "done"
+    text = capsys.readouterr().out
+    assert "FAILED test_wrong::test_wrong" in text
+    assert "assert 1 == 2" in text
+
+
+def test_time_interrupts_a_part_and_leaves_out_the_rest(
+    programme: Callable[..., tuple[int, dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An overlong part is interrupted and keeps what it has, which is no failure; one that ignores it is killed."""
+    monkeypatch.setattr(gpu, "GRACE_SECONDS", 2.0)
+    monkeypatch.setattr(gpu, "LEAST_SECONDS", 1.0)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    waits = "import time, sys, pathlib\nfolder = pathlib.Path(sys.argv[-1])\n{}\n"
+    keeps = "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    (folder / 'kept').touch(); sys.exit(130)"
+    ignores = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    (tmp_path / "part_that_keeps.py").write_text(waits.format(keeps))
+    (tmp_path / "part_that_ignores.py").write_text(waits.format(ignores))
+    code, outcomes = programme(
+        Part("grid", ("part_that_keeps",), 540 * 0.5),
+        Part("tune", ("part_that_ignores",), 540),
+        Part("host", ("never_started",), 540),
+        minutes=str(12 / 60),
+    )
+    assert code == 0
+    assert {name: (o["status"], o["exit_code"]) for name, o in outcomes.items()} == {
+        "grid": ("cut", 130),
+        "tune": ("cut", None),
+        "host": ("left out", None),
+    }
+    assert outcomes["grid"]["files"] == ["grid/kept"]
+    assert sum(o["seconds"] for o in outcomes.values()) < 15
+
+
+def test_the_grid_spreads_its_time_and_stops_cleanly(fallback: object, tmp_path: Path) -> None:
+    """The first cases span the range; with no time left the rest is counted, and the file is in the order of size."""
+    chosen = list(cases.grid([torch.float32], [2**e for e in range(13)]))
+    first = sorted(chosen, key=lambda case: cases.fineness(case.n_elements))[:3]
+    assert [case.label for case in first] == ["2^2", "2^6", "2^10"]
+    results = Results(tmp_path / "results.json", {"device_type": "cpu"})
+    runner.measure_all(chosen, CPU, results, with_compile=False, effort=LEAST_EFFORT, seconds=1e-9)
+    assert (results.status, results.environment["cases_left_out"]) == ("out of time", len(chosen))
+    runner.measure_all(chosen[:5], CPU, results, with_compile=False, effort=LEAST_EFFORT)
+    assert results.status == "complete"
+    labels = [m.case["label"] for m in results.measurements]
+    assert list(dict.fromkeys(labels)) == ["2^0", "2^1", "2^2", "2^3", "2^4"]
+
+
+def _measured(ratios: dict[int, float]) -> list[Measurement]:
+    return [
+        Measurement(
+            {"n_elements": n, "dtype": "float32"}, "forward", WALL, "kernel", 8 * n, 1, {OURS: [1.0], TORCH: [r]}
+        )
+        for n, r in ratios.items()
+    ]
+
+
+def test_the_crossover_counts_from_above() -> None:
+    """One slower size in between raises the threshold over it; a slower largest size means there is none."""
+    ratios = {2**10: 1.2, 2**12: 0.98, 2**14: 1.0, 2**16: 1.5}
+    assert crossover.threshold(_measured(ratios), 1.0) == 2**14
+    assert crossover.threshold(_measured(ratios), 1.03) == 2**10
+    assert crossover.threshold(_measured({2**10: 1.2, 2**12: 0.9}), 1.0) is None
+
+
+def test_tuning_rehearses_in_the_interpreter(tmp_path: Path) -> None:
+    """Stopped by its time after the first measurement: the file is whole, and says so."""
+    line = [sys.executable, "-m", "bench", "tune", "--device", "cpu", "--minutes", "0.0001", "--out", str(tmp_path)]
+    subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
+    record = json.loads((tmp_path / "tune.json").read_text())
+    assert (record["kind"], record["status"], record["races"]) == ("tune", "out of time", [])
+    (measurement,) = record["crossover"]
+    assert measurement["path"] == "kernel"
+    assert set(measurement["samples_ns"]) == {OURS, TORCH}
+
+
+@pytest.mark.parametrize("pass_", tune.PASSES)
+def test_variants_are_verified_and_timed(kernel_path: Any, pass_: cases.Pass) -> None:
+    """Every hint and the persistent grid give right results; the race holds every sample of every variant."""
+    from bench.tune_kernels import Variant
+
+    layout = Layout.contiguous([1000])
+    case = Case("1000", "size", torch.float32, layout, layout)
+    candidates = tune.hinted(Variant(512, 4))
+    assert len({variant.name for variant in candidates}) == len(candidates) == 18
+    found = race(case, pass_, candidates[::4], torch.device(kernel_path.device), LEAST_EFFORT)
+    assert set(found.samples_ns) == {TORCH, COPY, OURS, *(variant.name for variant in candidates[::4])}
+    assert all(len(samples) == 3 for samples in found.samples_ns.values())
+    assert tune.best(candidates[::4], [found]).name == found.fastest
+
+
+def test_a_wrong_variant_is_not_timed(kernel_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An element that no block writes: the variant is left out, with the reason; the others are timed."""
+    from bench import tune_kernels
+    from bench.tune_kernels import Variant
+
+    launch = tune_kernels.launch
+
+    def shorter(variant: Variant, formula: Any, inputs: Any, output: torch.Tensor, **options: Any) -> None:
+        missing = int(variant.num_warps == 8)
+        launch(variant, formula, inputs, output[: len(output) - missing], **options)
+
+    monkeypatch.setattr(tune_kernels, "launch", shorter)
+    layout = Layout.contiguous([1000])
+    case = Case("1000", "size", torch.float32, layout, layout)
+    candidates = [Variant(512, 4), Variant(512, 8)]
+    found = race(case, "forward", candidates, torch.device(kernel_path.device), LEAST_EFFORT)
+    assert set(found.variants) == {"512 elements, 4 warps"}
+    assert found.failures["512 elements, 8 warps"].endswith("nan ulp, 8 allowed")
+    assert tune.best(candidates, [found]) == candidates[0]
+
+
+@pytest.mark.gpu
+def test_the_tuning_captures_what_it_times(tmp_path: Path) -> None:
+    """On CUDA: one small race of the rehearsal on the device clock."""
+    assert main(["tune", "--rehearse", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "tune.json").read_text())
+    assert record["status"] == "complete"
+    assert {m["clock"] for m in record["crossover"]} >= {WALL, COLD}
+    assert len(record["races"]) == 2 * len(tune.PASSES) * len(cases.DTYPES)
+    assert all(ns > 0 for race in record["races"] for samples in race["samples_ns"].values() for ns in samples)
