@@ -6,6 +6,7 @@ ends with a synchronization: the device is faster than the host at this size, so
 
 import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -106,13 +107,14 @@ def _launch_pieces(x: Tensor) -> dict[str, Piece]:
 def measure(device: torch.device, rounds: int) -> dict[str, dict[str, list[float]]]:
     """Microseconds a call, a sample a round."""
     samples: dict[str, dict[str, list[float]]] = {}
+    order = random.Random(0)  # each round in another order, so that nobody always comes after the same
     for group, calls in pieces(device).items():
         # On CUDA a sample is long enough for the synchronization at its end, some 10 us, to be a hundredth of it.
         seconds = 1e-3 if device.type == "cuda" else 2e-4
         repeats = {name: _repeats(piece, device, seconds) for name, piece in calls.items()}
         samples[group] = {name: [] for name in calls}
         for _ in range(rounds):
-            for name, piece in calls.items():
+            for name, piece in order.sample(list(calls.items()), len(calls)):
                 samples[group][name].append(_sample(piece, repeats[name], device))
     return samples
 

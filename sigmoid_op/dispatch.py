@@ -29,11 +29,21 @@ TENSOR_TYPES: frozenset[type[Tensor]] = frozenset({Tensor, Parameter})
 
 KERNEL_DTYPES: frozenset[torch.dtype] = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_is_tracing = torch._C._is_tracing
+
 
 def worthwhile(x: Tensor) -> bool:
     """Whether a kernel takes ``x`` and is faster there than ``torch.sigmoid``."""
-    # In this order: comparing the number of elements would tie a compiled or traced graph to the size.
-    return (x.is_cuda or INTERPRETED) and not _is_recorded() and x.numel() >= MIN_ELEMENTS and supported(x)
+    # Every small CUDA tensor comes this way: these are the cheapest questions that will do (python -m bench.ways_in).
+    # In this order, as comparing the number of elements would tie a compiled or traced graph to the size.
+    return (
+        (x.is_cuda or INTERPRETED)
+        and not _is_dynamo_compiling()
+        and not _is_tracing()
+        and x.numel() >= MIN_ELEMENTS
+        and supported(x)
+    )
 
 
 def supported(x: Tensor) -> bool:
@@ -65,15 +75,11 @@ def is_ordinary(x: Tensor) -> bool:
     )
 
 
-def _is_recorded() -> bool:
-    """Whether a compiler, an exporter or a tracer turns this call into a graph."""
-    return torch.compiler.is_compiling() or torch._C._is_tracing()
-
-
 def _called_eagerly(x: Tensor) -> bool:
     """No compiler, transform or mode is watching: they must see ``aten::sigmoid``, not a kernel of ours."""
     return not (
-        _is_recorded()
+        torch.compiler.is_compiling()
+        or _is_tracing()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or torch.overrides.has_torch_function_unary(x)
