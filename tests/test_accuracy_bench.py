@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,55 +22,91 @@ CPU = torch.device("cpu")
 interpreted = pytest.mark.skipif(not dispatch.INTERPRETED, reason="compiled kernels run in this process")
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> str:
+@pytest.fixture(params=[torch.float32, torch.float64], ids=str)
+def program(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[torch.dtype, str]:
+    """A dtype and its compiled C code."""
+    dtype: torch.dtype = request.param
+    return dtype, _build(dtype, tmp_path)
+
+
+def _build(dtype: torch.dtype, folder: Path) -> str:
     if shutil.which("cc") is None:
         pytest.skip("needs a C compiler")
-    return proof.build(tmp_path)
+    if dtype == torch.float64 and np.finfo(np.longdouble).nmant < 63:
+        pytest.skip("needs a long double wider than double")
+    return proof.build(str(dtype).removeprefix("torch."), folder)
 
 
 def _evaluate(program: str, x: Tensor, off: int) -> Tensor:
     finished = subprocess.run([program, "eval", str(off)], input=x.numpy().tobytes(), capture_output=True, check=True)
-    return torch.frombuffer(bytearray(finished.stdout), dtype=torch.float32)
+    return torch.frombuffer(bytearray(finished.stdout), dtype=x.dtype)
 
 
-def _some_float32() -> Tensor:
-    x = torch.cat(list(sweep.ascending(torch.float32, CPU, 1_048_573, 2**14)))
-    return torch.cat([x, torch.linspace(-106, 40, 8_192)])
+def _some(dtype: torch.dtype) -> Tensor:
+    if dtype == torch.float32:
+        x = torch.cat(list(sweep.ascending(torch.float32, CPU, 1_048_573, 2**14)))
+        return torch.cat([x, torch.linspace(-106, 40, 8_192)])
+    normal = torch.randn(16_384, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    special = torch.tensor([-0.0, 0.0, torch.inf, -torch.inf, 5e-324, -1e308, 1e308], dtype=dtype)
+    return torch.cat([torch.linspace(-748, 42, 16_384, dtype=dtype), normal, 1e-3 * normal, special])
 
 
 @interpreted
-def test_proof_is_about_the_kernel(program: str) -> None:
-    """The C code that the proof sweeps gives the kernel's results, bit for bit."""
-    x = _some_float32()
-    assert torch.equal(_evaluate(program, x, 0), sigmoid_forward(x))
+def test_proof_is_about_the_kernel(program: tuple[torch.dtype, str]) -> None:
+    """The C code of the proof gives the kernel's results, bit for bit."""
+    dtype, path = program
+    x = _some(dtype)
+    assert torch.equal(_evaluate(path, x, 0), sigmoid_forward(x))
 
 
 @pytest.mark.gpu
-def test_proof_covers_the_gpu(program: str) -> None:
+def test_proof_covers_the_gpu(program: tuple[torch.dtype, str]) -> None:
     """Each result on a GPU is one that the C code gives for a reciprocal off by -1, 0 or 1 ulp."""
-    x = _some_float32()
+    dtype, path = program
+    x = _some(dtype)
     out = sigmoid_forward(x.cuda()).cpu()
-    assert torch.stack([_evaluate(program, x, off) == out for off in (-1, 0, 1)]).any(0).all()
+    assert torch.stack([_evaluate(path, x, off) == out for off in (-1, 0, 1)]).any(0).all()
 
 
-def test_proof_of_a_sample(program: str, tmp_path: Path) -> None:
+SAMPLE = ["proof", "--stride", "65521", "--windows", "1050"]
+
+
+def test_proof_of_a_sample(tmp_path: Path) -> None:
     """A short proof finds no error above 1 ulp, no decrease and no lost NaN, and says how many inputs it saw."""
-    assert main(["proof", "--stride", "65521", "--out", str(tmp_path)]) == 0
+    for dtype in (torch.float32, torch.float64):
+        _build(dtype, tmp_path)
+    assert main([*SAMPLE, "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "proof.json").read_text())["found"]
-    assert found["inputs"] > 65_000
-    assert set(found["reciprocal_off"]) == {"-1", "+0", "+1"}
-    assert all(0.5 <= s["max_ulp"] < 1 and s["gradient_max_ulp"] < 3 for s in found["reciprocal_off"].values())
+    assert found["float32"]["inputs"] > 65_000
+    assert found["float64"]["neighbours"] == 1050 * 4095
+    assert found["float64"]["compared"] == 1050 * 256
+    assert found["float64"]["reciprocal_changes"] > 100
+    assert len(found["float64"]["reciprocal_off"]) == 7
+    for sweeps in (found["float32"]["reciprocal_off"], *found["float64"]["reciprocal_off"].values()):
+        assert set(sweeps) == {"-1", "+0", "+1"}
+        assert all(0.5 <= s["max_ulp"] < 1 and s["gradient_max_ulp"] < 3 for s in sweeps.values())
 
 
-def test_proof_sees_a_wrong_constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proof can fail: with the last digit of one coefficient changed the command ends with 1."""
-    if shutil.which("cc") is None:
-        pytest.skip("needs a C compiler")
-    changed = tmp_path / "float32.c"
-    changed.write_text(proof.SOURCE.read_text().replace("0x1.ff6aa0p-2f", "0x1.ff6ba0p-2f"))
-    monkeypatch.setattr(proof, "SOURCE", changed)
-    assert main(["proof", "--stride", "65521", "--out", str(tmp_path)]) == 1
+@pytest.mark.parametrize(
+    ("dtype", "right", "wrong"),
+    [
+        (torch.float32, "0x1.ff6aa0p-2f", "0x1.ff6ba0p-2f"),
+        (torch.float64, "0x1.5555555998792p-5", "0x1.5555555999792p-5"),
+    ],
+    ids=["float32", "float64"],
+)
+def test_proof_sees_a_wrong_constant(
+    dtype: torch.dtype, right: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof can fail: with one of the last digits of one coefficient changed the command ends with 1."""
+    _build(dtype, tmp_path)
+    name = str(dtype).removeprefix("torch.")
+    source = proof.SOURCES[name].read_text()
+    assert right in source
+    changed = tmp_path / "changed.c"
+    changed.write_text(source.replace(right, wrong))
+    monkeypatch.setitem(proof.SOURCES, name, changed)
+    assert main([*SAMPLE, "--out", str(tmp_path)]) == 1
 
 
 @interpreted

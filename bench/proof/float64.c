@@ -16,7 +16,6 @@
 
 #define WINDOW 4096
 #define COMPARED 16 /* one in so many inputs is compared with the reference */
-#define EXPONENT_BITS 0x7ff0000000000000u
 
 static inline double double_of(uint64_t bits) { double x; memcpy(&x, &bits, 8); return x; }
 static inline uint64_t bits_of(double x) { uint64_t bits; memcpy(&bits, &x, 8); return bits; }
@@ -32,8 +31,8 @@ static inline float reciprocal32(float x, int off)
     return reciprocal;
 }
 
-/* Names and order as in _sigmoid_float64. */
-static inline double sigmoid(double x, int off)
+/* Names and order as in _sigmoid_float64. ``denominator``: whose reciprocal was taken. */
+static inline double sigmoid(double x, int off, float *denominator)
 {
     const double scale = 0x1p-100;
     x = x < -746.0 ? -746.0 : x; /* false for NaN, which stays */
@@ -53,12 +52,11 @@ static inline double sigmoid(double x, int off)
     w = fma(w, g, 0x1.00000001992dbp-1);
     w = fma(w, g, -0x1.992dafcb90ee5p-33);
     double power_g = power * g;
-    double p = power + scale;
+    double p = double_of(bits_of(power + scale) & ~(uint64_t)0xFFFFFF);
     double rest = fma(power_g, w, scale - (p - power));
-    uint64_t bits = bits_of(p + (rest - power_g));
-    uint64_t exponent = (bits & EXPONENT_BITS) - 0x3FF0000000000000u;
-    float seed = reciprocal32((float)double_of(bits - exponent), off);
-    double reciprocal = double_of(bits_of((double)seed) - exponent);
+    double normalizer = double_of(0x7FE0000000000000u - (bits_of(p) & 0x7FF0000000000000u));
+    *denominator = (float)((p + (rest - power_g)) * normalizer);
+    double reciprocal = (double)reciprocal32(*denominator, off) * normalizer;
     double residual = fma(-reciprocal, rest, fma(reciprocal, power_g, fma(-reciprocal, p, 1.0)));
     return fma(reciprocal, fma(residual, residual, residual), reciprocal) * scale;
 }
@@ -76,10 +74,11 @@ static uint64_t random_bits(void)
 
 static double between(double low, double high) { return low + (high - low) * (double)(random_bits() >> 11) * 0x1p-53; }
 
-enum { EVERYWHERE, NEAR_0, EACH_BINADE, WHERE_N_CHANGES, WHERE_SEED_CHANGES, SUBNORMAL, SATURATED, KINDS };
+enum { EVERYWHERE, NEAR_0, EACH_BINADE, WHERE_N_CHANGES, WHERE_RECIPROCAL_CHANGES, SUBNORMAL, SATURATED, KINDS };
 static const char *const KIND_NAMES[KINDS] = {
-    "x in [-746, 40]", "|x| < 1.5", "each binade of x", "where n changes", "where the seed changes",
-    "x in [-746, -708]", "x in [30, 40]"};
+    "x in [-746, 40]", "|x| < 1.5", "each binade of x", "where n changes", "where the reciprocal changes",
+    "x in [-746, -708]", "x in [30, 40]"
+};
 
 /* The number in the middle of the index-th window of a kind. */
 static double centre(int kind, uint64_t index)
@@ -91,7 +90,7 @@ static double centre(int kind, uint64_t index)
         return random_bits() & 1 ? -fmin(x, 746.0) : fmin(x, 40.0);
     }
     case WHERE_N_CHANGES: return -0x1.62e42fefa39efp-1 * ((double)(index % 1133) - 57.5);
-    case WHERE_SEED_CHANGES: { /* the rounded denominator is halfway between two float32 numbers, or beside it */
+    case WHERE_RECIPROCAL_CHANGES: { /* the rounded denominator is halfway between two float32 numbers, or beside it */
         double halfway = double_of(0x3FF0000010000000u + ((random_bits() % (35u << 23)) << 29));
         long double rounding = ((long double)nextafter(halfway, INFINITY) - halfway) / 2;
         return (double)-logl(halfway - 1.0L + (random_bits() & 1 ? rounding : -rounding));
@@ -111,11 +110,12 @@ static inline long double ulps_per_unit(long double exact)
 }
 
 struct findings {
-    double max_ulp, max_ulp_at;
-    uint64_t correctly_rounded, decreases;
+    double max_ulp, max_ulp_at, gradient_max_ulp, gradient_max_ulp_at;
+    uint64_t compared, correctly_rounded, decreases;
 };
 
 static double x[WINDOW], out[3][WINDOW];
+static float denominator[WINDOW];
 
 /* The neighbours around ``centre``, in ascending order. */
 static void fill(double centre)
@@ -127,10 +127,22 @@ static void fill(double centre)
     }
 }
 
+/* NaNs of either sign, with each single bit of payload. */
+static uint64_t count_lost_nans(int off)
+{
+    uint64_t lost = 0;
+    for (int bit = 0; bit < 104; bit++) {
+        double nan = double_of((bit < 52 ? 0x7FF0000000000000u : 0xFFF0000000000000u) | (uint64_t)1 << bit % 52);
+        double result = sigmoid(nan, off, denominator);
+        lost += result == result;
+    }
+    return lost;
+}
+
 static void sweep(uint64_t windows)
 {
     static struct findings found[KINDS][3];
-    uint64_t mixed_decreases = 0;
+    uint64_t mixed_decreases = 0, reciprocal_changes = 0;
     for (uint64_t window = 0; window < windows; window++) {
         int kind = (int)(window % KINDS);
         fill(centre(kind, window / KINDS));
@@ -139,36 +151,48 @@ static void sweep(uint64_t windows)
             double *result = out[off + 1];
             uint64_t decreases = 0;
             for (int i = 0; i < WINDOW; i++)
-                result[i] = sigmoid(x[i], off);
+                result[i] = sigmoid(x[i], off, &denominator[i]);
             for (int i = 1; i < WINDOW; i++)
                 decreases += result[i] < result[i - 1];
             f->decreases += decreases;
         }
-        for (int i = 1; i < WINDOW; i++) { /* could a different reciprocal error at each input make σ decrease? */
+        for (int i = 1; i < WINDOW; i++) { /* could another error of the next reciprocal make σ decrease? */
             double low = fmin(fmin(out[0][i], out[1][i]), out[2][i]);
-            mixed_decreases += low < fmax(fmax(out[0][i - 1], out[1][i - 1]), out[2][i - 1]);
+            double high = fmax(fmax(out[0][i - 1], out[1][i - 1]), out[2][i - 1]);
+            reciprocal_changes += denominator[i] != denominator[i - 1];
+            mixed_decreases += denominator[i] != denominator[i - 1] && low < high;
         }
         for (int i = (int)(random_bits() % COMPARED); i < WINDOW; i += COMPARED) {
             long double t = expl(-fabsl((long double)x[i])), exact = (x[i] < 0 ? t : 1.0L) / (1.0L + t);
-            long double per_unit = ulps_per_unit(exact);
+            long double slope = t / ((1.0L + t) * (1.0L + t));
+            long double per_unit = ulps_per_unit(exact), slope_per_unit = ulps_per_unit(slope);
             for (int off = 0; off < 3; off++) {
                 struct findings *f = &found[kind][off];
                 double error = (double)(fabsl(out[off][i] - exact) * per_unit);
                 if (!(error <= f->max_ulp)) { f->max_ulp = error; f->max_ulp_at = x[i]; }
+                f->compared++;
                 f->correctly_rounded += out[off][i] == (double)exact;
+                if (x[i] < 0 && slope >= 0x1p-1022L) { /* t = σ(-|x|) is this result; the derivative is even */
+                    error = (double)(fabsl(out[off][i] * (1.0 - out[off][i]) - slope) * slope_per_unit);
+                    if (!(error <= f->gradient_max_ulp)) { f->gradient_max_ulp = error; f->gradient_max_ulp_at = x[i]; }
+                }
             }
         }
     }
-    printf("{\"windows\": %llu, \"neighbours\": %llu, \"compared\": %llu, \"mixed_decreases\": %llu, \"kinds\": {",
+    printf("{\"windows\": %llu, \"neighbours\": %llu, \"compared\": %llu, \"reciprocal_changes\": %llu, "
+           "\"mixed_decreases\": %llu, \"nan_lost\": %llu, \"reciprocal_off\": {",
            (unsigned long long)windows, (unsigned long long)windows * (WINDOW - 1),
-           (unsigned long long)windows * (WINDOW / COMPARED), (unsigned long long)mixed_decreases);
+           (unsigned long long)windows * (WINDOW / COMPARED), (unsigned long long)reciprocal_changes,
+           (unsigned long long)mixed_decreases,
+           (unsigned long long)(count_lost_nans(-1) + count_lost_nans(0) + count_lost_nans(1)));
     for (int kind = 0; kind < KINDS; kind++) {
         printf("%s\"%s\": {", kind ? ", " : "", KIND_NAMES[kind]);
         for (int off = -1; off <= 1; off++) {
             struct findings f = found[kind][off + 1];
-            printf("%s\"%+d\": {\"max_ulp\": %.6f, \"max_ulp_at\": %.17g, \"correctly_rounded\": %llu, "
-                   "\"decreases\": %llu}", off > -1 ? ", " : "", off, f.max_ulp, f.max_ulp_at,
-                   (unsigned long long)f.correctly_rounded, (unsigned long long)f.decreases);
+            printf("%s\"%+d\": {\"max_ulp\": %.6f, \"max_ulp_at\": %.17g, \"compared\": %llu, "
+                   "\"correctly_rounded\": %llu, \"decreases\": %llu, \"gradient_max_ulp\": %.6f, \"gradient_max_ulp_at\": %.17g}",
+                   off > -1 ? ", " : "", off, f.max_ulp, f.max_ulp_at, (unsigned long long)f.compared,
+                   (unsigned long long)f.correctly_rounded, (unsigned long long)f.decreases, f.gradient_max_ulp, f.gradient_max_ulp_at);
         }
         printf("}");
     }
@@ -181,7 +205,7 @@ int main(int argc, char **argv)
         size_t n;
         while ((n = fread(x, 8, WINDOW, stdin)) > 0) {
             for (size_t i = 0; i < n; i++)
-                x[i] = sigmoid(x[i], atoi(argv[2]));
+                x[i] = sigmoid(x[i], atoi(argv[2]), &denominator[i]);
             if (fwrite(x, 8, n, stdout) != n) return 1;
         }
         return 0;
