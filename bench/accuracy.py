@@ -2,7 +2,7 @@
 
 On CUDA float32 is taken at all 2^32 inputs. On a CPU the real kernels run in Triton's interpreter, where 2^x and the
 reciprocal are NumPy's: that shows the formulas' error, to which a GPU's instructions add theirs. By how much at most
-in 16-bit results, a second table bounds from the PTX manual; for float32, ``python -m bench proof`` covers it.
+in 16-bit results, a second table bounds from the PTX manual; for wider ones ``python -m bench proof`` covers it.
 """
 
 import argparse
@@ -170,9 +170,9 @@ def _print(console: Console, sweeps: list[Sweep], bounds: list[Bound], where: st
             console.print(_nan_line(nans))
     if dispatch.INTERPRETED:
         console.print(
-            "The interpreter computes 2^x and the reciprocal as NumPy does, and no fused multiply-add in float64: this "
-            "is the formulas' error, without that of a GPU's ex2.approx and rcp.approx. The backward kernels use "
-            "neither; the kernels round bfloat16 to nearest even here as on a GPU. torch is PyTorch's CPU kernel."
+            "The interpreter computes 2^x and the reciprocal as NumPy does: this is the formulas' error, without that "
+            "of a GPU's ex2.approx and rcp.approx. The backward kernels use neither; the kernels round bfloat16 to "
+            "nearest even here as on a GPU. torch is PyTorch's CPU kernel."
         )
     table = Table(title="Bounded, not measured: 16-bit kernels on any NVIDIA GPU", title_justify="left")
     for heading in ("dtype", "inputs", "certainly nearest", "σ(x): max ulp", "exact_grad: max ulp"):
