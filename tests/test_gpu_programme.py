@@ -94,7 +94,7 @@ def test_a_failed_part_is_told_and_the_rest_still_runs(
     assert failed.endswith("test_wrong::test_wrong")  # before it stand the folders below pytest's root
     assert outcomes["host"]["status"] == "done"
     text = capsys.readouterr().out
-    assert "FAILED test_wrong::test_wrong" in text
+    assert f"FAILED {failed}" in text
     assert "assert 1 == 2" in text
 
 
