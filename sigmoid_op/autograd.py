@@ -73,13 +73,22 @@ class SigmoidFunction(FastApplyFunction):
         return out_tangent
 
 
-class SigmoidBackwardFunction(FastApplyFunction):
+class GradientFunction(FastApplyFunction):
+    """What a gradient has in common as a Function of (grad_out, saved): both are kept for the next differentiation."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+
+class SigmoidBackwardFunction(GradientFunction):
     """grad_in = grad_out · out · (1 - out), as a Function of both, so that gradients of gradients are fused too.
 
     Saved for backward: ``grad_out`` and ``out``.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(grad_out: Tensor, out: Tensor) -> Tensor:
@@ -90,11 +99,6 @@ class SigmoidBackwardFunction(FastApplyFunction):
 
                 return sigmoid_backward(operand, out)
         return sigmoid_gradient(grad_out, out)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad_grad_in: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,14 +124,22 @@ def sigmoid_gradient(grad_out: Tensor, out: Tensor) -> Tensor:
 
 def _double_backward(grad_grad_in: Tensor, grad_out: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of ``SigmoidBackwardFunction``; by PyTorch operators where they are differentiated again."""
-    if not torch.is_grad_enabled() and dispatch.supported(out):
-        operands = [kernel_operand(x, out, broadcast=False) for x in (grad_grad_in, grad_out)]
-        if operands[0] is not None and operands[1] is not None:
-            from sigmoid_op.kernels.sigmoid import sigmoid_double_backward
+    operands = double_backward_operands(grad_grad_in, grad_out, out)
+    if operands is not None:
+        from sigmoid_op.kernels.sigmoid import sigmoid_double_backward
 
-            return sigmoid_double_backward(operands[0], operands[1], out)
+        return sigmoid_double_backward(*operands, out)
     grad_grad_out: Tensor = SigmoidBackwardFunction.apply(grad_grad_in, out.conj())
     return grad_grad_out, grad_grad_in.conj() * grad_out * (1 - 2 * out.conj())
+
+
+def double_backward_operands(grad_grad_in: Tensor, grad_out: Tensor, saved: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both as a kernel reads them beside ``saved``; None where none can, or where the result is differentiated."""
+    if torch.is_grad_enabled() or not dispatch.supported(saved):
+        return None
+    first = kernel_operand(grad_grad_in, saved, broadcast=False)
+    second = kernel_operand(grad_out, saved, broadcast=False)
+    return None if first is None or second is None else (first, second)
 
 
 def kernel_operand(x: Tensor, out: Tensor, *, broadcast: bool = True) -> Tensor | None:

@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from sigmoid_op import dispatch
-from sigmoid_op.autograd import FastApplyFunction, kernel_operand, sigmoid_gradient
+from sigmoid_op.autograd import (
+    FastApplyFunction,
+    GradientFunction,
+    double_backward_operands,
+    kernel_operand,
+    sigmoid_gradient,
+)
 
 
 def exact_sigmoid(x: Tensor) -> Tensor:
@@ -71,13 +77,11 @@ class ExactSigmoidFunction(FastApplyFunction):
         return out_tangent, -out_tangent
 
 
-class ExactBackwardFunction(FastApplyFunction):
+class ExactBackwardFunction(GradientFunction):
     """grad_in = grad_out · |t| · (1 - |t|), twice differentiable.
 
     Saved for backward: ``grad_out`` and ``t``.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(grad_out: Tensor, t: Tensor) -> Tensor:
@@ -90,19 +94,13 @@ class ExactBackwardFunction(FastApplyFunction):
         return sigmoid_gradient(grad_out, t.abs())
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
     def backward(ctx: Any, grad_grad_in: Tensor) -> tuple[Tensor, Tensor]:
         grad_out, t = ctx.saved_tensors
-        if not torch.is_grad_enabled() and dispatch.supported(t):
-            operands = [kernel_operand(x, t, broadcast=False) for x in (grad_grad_in, grad_out)]
-            if operands[0] is not None and operands[1] is not None:
-                from sigmoid_op.kernels.sigmoid import sigmoid_exact_double_backward
+        operands = double_backward_operands(grad_grad_in, grad_out, t)
+        if operands is not None:
+            from sigmoid_op.kernels.sigmoid import sigmoid_exact_double_backward
 
-                return sigmoid_exact_double_backward(operands[0], operands[1], t)
+            return sigmoid_exact_double_backward(*operands, t)
         grad_grad_out: Tensor = ExactBackwardFunction.apply(grad_grad_in, t)
         return grad_grad_out, grad_grad_in * grad_out * _slope(t)
 
