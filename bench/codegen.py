@@ -185,7 +185,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compile, print the tables, write ``codegen.json`` and ``codegen.png``; return the exit code. Needs Triton."""
     from sigmoid_op.kernels.codegen import KERNELS, TARGETS
-    from sigmoid_op.kernels.pointwise import INTERPRETED
+    from sigmoid_op.kernels.prepared import INTERPRETED
 
     console, errors = Console(), Console(stderr=True, soft_wrap=True)
     console.width = max(console.width, 115)  # a pipe's 80 columns would cut figures off

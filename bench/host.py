@@ -89,6 +89,9 @@ def _launch_pieces(x: Tensor) -> dict[str, Piece]:
     n, size = x.numel(), pointwise.BLOCK_SIZES[x.element_size()]
     kernel = pointwise.pointwise_kernel[(1, 1, 1)]
 
+    def by_triton(x: Tensor) -> None:
+        kernel((), (x,), (out,), n, None, formulas.sigmoid, (), size, num_warps=4)
+
     def guarded(x: Tensor) -> None:
         with torch.cuda.device(x.device):
             pass
@@ -97,7 +100,7 @@ def _launch_pieces(x: Tensor) -> dict[str, Piece]:
         "torch.sigmoid": (torch.sigmoid, x),
         "sigmoid_forward: our launch and its output": (sigmoid_forward, x),
         "our launch alone": (lambda x: pointwise.launch(formulas.sigmoid, (), (x,), (out,)), x),
-        "Triton's own launch": (lambda x: kernel((), (x,), (out,), n, None, formulas.sigmoid, size, num_warps=4), x),
+        "Triton's own launch": (by_triton, x),
         "empty_like": (torch.empty_like, x),
         "device guard": (guarded, x),
         "dispatch.supported": (dispatch.supported, x),

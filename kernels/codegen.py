@@ -16,7 +16,8 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
 from . import formulas
-from .pointwise import BLOCK_SIZES, INTERPRETED, NUM_WARPS, pointwise_kernel
+from .pointwise import BLOCK_SIZES, pointwise_kernel
+from .prepared import INTERPRETED, NUM_WARPS
 
 TARGETS: dict[str, GPUTarget] = {f"sm_{cc}": GPUTarget("cuda", cc, 32) for cc in (80, 89, 90, 100, 120)}
 TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)
@@ -106,7 +107,7 @@ def compile_kernel(
     scalars, inputs = operands(kernel.scalars), operands(kernel.inputs, misaligned_inputs)
     outputs = operands(kernel.outputs, misaligned_outputs)
     zero = 0 if misaligned_inputs or misaligned_outputs else None
-    args = (scalars, inputs, outputs, n_elements, zero, kernel.formula, BLOCK_SIZES[dtype.itemsize])
+    args = (scalars, inputs, outputs, n_elements, zero, kernel.formula, (), BLOCK_SIZES[dtype.itemsize])
     with compiling_for(target):
         return template.warmup(*args, grid=(1, 1, 1), num_warps=NUM_WARPS)
 

@@ -1,29 +1,41 @@
 """The one launch template that every elementwise op shares: each byte in is read once, each byte out written once."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton import knobs
 
 from .intrinsics import round_to
+from .prepared import launch_prepared
 
 # Elements that one program handles, by the bytes of an element. With 4 warps of 32 threads, two 16-byte accesses a
 # thread and operand for 16-bit dtypes and four for wider ones. Not tuned on a GPU yet (python -m bench tune). With 8,
 # 16 and 32 elements a thread python -m bench codegen counts 9.4, 9.1 and 11.0 sm_90 instructions an element for
 # bfloat16 forward, 25.4, 24.9 and 25.0 for float32.
 BLOCK_SIZES = {2: 2048, 4: 2048, 8: 1024}
-NUM_WARPS = 4
 
-INTERPRETED: bool = knobs.runtime.interpret
+
+@triton.jit
+def apply(formula: tl.constexpr, args, constants: tl.constexpr):
+    """The results of a formula, which has a second parameter where there are constants."""
+    if len(constants) == 0:
+        return formula(args)
+    else:
+        return formula(args, constants)
 
 
 @triton.jit(do_not_specialize=["n_elements", "zero"])
 def pointwise_kernel(
-    scalars, inputs, outputs, n_elements: tl.int64, zero, formula: tl.constexpr, BLOCK_SIZE: tl.constexpr
+    scalars,
+    inputs,
+    outputs,
+    n_elements: tl.int64,
+    zero,
+    formula: tl.constexpr,
+    constants: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
 ):
     """outputs[i] = formula(*scalars, *inputs)[i], element by element, in the order in which they lie in memory.
 
@@ -42,12 +54,14 @@ def pointwise_kernel(
     lane = tl.arange(0, BLOCK_SIZE)
     uniform = tl.tuple([tl.load(pointer) for pointer in scalars])
     if start + BLOCK_SIZE <= n_elements:
-        results = formula(uniform + tl.tuple([tl.load(pointer + start + lane) for pointer in inputs]))
+        loaded = tl.tuple([tl.load(pointer + start + lane) for pointer in inputs])
+        results = apply(formula, uniform + loaded, constants)
         for i in tl.static_range(len(outputs)):
             tl.store(outputs[i] + start + lane, round_to(results[i], outputs[i].dtype.element_ty))
     else:
         mask = start + lane < n_elements
-        results = formula(uniform + tl.tuple([tl.load(pointer + start + lane, mask=mask) for pointer in inputs]))
+        loaded = tl.tuple([tl.load(pointer + start + lane, mask=mask) for pointer in inputs])
+        results = apply(formula, uniform + loaded, constants)
         for i in tl.static_range(len(outputs)):
             tl.store(outputs[i] + start + lane, round_to(results[i], outputs[i].dtype.element_ty), mask=mask)
 
@@ -64,16 +78,18 @@ def empty_output(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-# One compiled kernel per (formula, device, dtypes, alignments): a call finds it here without Triton's own argument
-# binding, which costs more than the launch. The keys hold all that Triton specializes this kernel on.
-_prepared: dict[tuple[Any, ...], Any] = {}
-
-
-def launch(formula: Any, scalars: tuple[Tensor, ...], inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+def launch(
+    formula: Any,
+    scalars: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
+    constants: tuple[Any, ...] = (),
+) -> None:
     """Write ``formula(*scalars, *inputs)`` to ``outputs``.
 
     ``inputs`` and ``outputs`` are dense tensors of one shape and one memory layout on one device; each of ``scalars``
-    holds one element. Nothing is checked here: the callers in this package do.
+    holds one element. A formula is compiled for each set of its ``constants``. Nothing is checked here: the callers in
+    this package do.
     """
     first = outputs[0]
     n_elements = first.numel()
@@ -82,17 +98,6 @@ def launch(formula: Any, scalars: tuple[Tensor, ...], inputs: tuple[Tensor, ...]
     tensors = scalars + inputs + outputs
     aligned = [tensor.data_ptr() % 16 == 0 for tensor in tensors]
     block_size = BLOCK_SIZES[first.element_size()]
-    grid = (triton.cdiv(n_elements, block_size), 1, 1)
-    args = (scalars, inputs, outputs, n_elements, None if all(aligned) else 0, formula, block_size)
-    if INTERPRETED:
-        pointwise_kernel[grid](*args)
-        return
-    device = first.get_device()
-    key = (formula, device, len(scalars), *aligned, *(tensor.dtype for tensor in tensors))
-    current = device == torch.cuda.current_device()
-    with nullcontext() if current else torch.cuda.device(device):
-        prepared = _prepared.get(key)
-        if prepared is None:
-            _prepared[key] = pointwise_kernel[grid](*args, num_warps=NUM_WARPS)
-        else:
-            prepared[grid](*args)
+    args = (scalars, inputs, outputs, n_elements, None if all(aligned) else 0, formula, constants, block_size)
+    key = (formula, first.get_device(), constants, len(scalars), *aligned, *(tensor.dtype for tensor in tensors))
+    launch_prepared(pointwise_kernel, (triton.cdiv(n_elements, block_size), 1, 1), args, key)

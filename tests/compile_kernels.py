@@ -25,7 +25,14 @@ LENGTHS = (1, 16, 4096, 5001, 2**31 + 3)
 
 @triton.jit(do_not_specialize=["n_elements"])
 def always_masked(
-    scalars, inputs, outputs, n_elements: tl.int64, zero, formula: tl.constexpr, BLOCK_SIZE: tl.constexpr
+    scalars,
+    inputs,
+    outputs,
+    n_elements: tl.int64,
+    zero,
+    formula: tl.constexpr,
+    constants: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
 ):
     """The kernel of the tutorials: one path, masked."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
@@ -36,7 +43,14 @@ def always_masked(
 
 @triton.jit(do_not_specialize=["n_elements"])
 def narrow_offset(
-    scalars, inputs, outputs, n_elements: tl.int64, zero, formula: tl.constexpr, BLOCK_SIZE: tl.constexpr
+    scalars,
+    inputs,
+    outputs,
+    n_elements: tl.int64,
+    zero,
+    formula: tl.constexpr,
+    constants: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
 ):
     """Offsets that are widened only after they were computed in 32 bits."""
     start = tl.program_id(0) * BLOCK_SIZE

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sigmoid_op.kernels import formulas, pointwise
+from sigmoid_op.kernels import formulas, pointwise, prepared
 
 
 class FakeKernel:
@@ -32,9 +32,9 @@ class FakeKernel:
 def jit(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
     """The launch path of a GPU, up to the launch itself, on CPU tensors."""
     kernel = FakeKernel()
-    monkeypatch.setattr(pointwise, "INTERPRETED", False)
+    monkeypatch.setattr(prepared, "INTERPRETED", False)
     monkeypatch.setattr(pointwise, "pointwise_kernel", kernel)
-    monkeypatch.setattr(pointwise, "_prepared", {})
+    monkeypatch.setattr(prepared, "_prepared", {})
     monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)  # the device index of a CPU tensor
     return kernel
 
@@ -72,7 +72,7 @@ def test_the_grid_covers_every_element(jit: FakeKernel) -> None:
     size = pointwise.BLOCK_SIZES[4]
     for length, blocks in ((1, 1), (size, 1), (size + 1, 2), (10 * size, 10)):
         _launch(torch.zeros(length))
-        grid, _, _, _, n_elements, _, _, block_size = (jit.launched + jit.compiled[0].launched)[-1]
+        grid, _, _, _, n_elements, _, _, _, block_size = (jit.launched + jit.compiled[0].launched)[-1]
         assert (grid, n_elements, block_size) == ((blocks, 1, 1), length, size)
     before = len(jit.compiled[0].launched)
     _launch(torch.zeros(0))
@@ -121,7 +121,7 @@ def test_cuda_graph_capture() -> None:
     """Forward and backward can be captured and replayed, the very first call inside the capture included."""
     from sigmoid_op.kernels.sigmoid import sigmoid_backward, sigmoid_forward
 
-    pointwise._prepared.clear()
+    prepared._prepared.clear()
     pointwise.pointwise_kernel.device_caches.clear()  # Triton's own: the capture itself has to load the kernels
     x = torch.randn(4099, device="cuda")
     graph = torch.cuda.CUDAGraph()

@@ -1,0 +1,31 @@
+"""Launching a kernel without Triton's own argument binding, which costs more host time than the launch itself."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from triton import knobs
+
+NUM_WARPS = 4
+
+INTERPRETED: bool = knobs.runtime.interpret
+
+_prepared: dict[tuple[Any, ...], Any] = {}
+
+
+def launch_prepared(kernel: Any, grid: tuple[int, int, int], args: tuple[Any, ...], key: tuple[Any, ...]) -> None:
+    """``kernel[grid](*args)``; the first call for a ``key`` compiles, the others find the compiled kernel by it.
+
+    ``key`` names the kernel and the device, and holds all that Triton specializes the kernel on: which arguments are
+    constants, and of the others the dtype, whether an address is a multiple of 16, and the value of an integer.
+    """
+    if INTERPRETED:
+        kernel[grid](*args)
+        return
+    device = key[1]
+    with nullcontext() if device == torch.cuda.current_device() else torch.cuda.device(device):
+        prepared = _prepared.get(key)
+        if prepared is None:
+            _prepared[key] = kernel[grid](*args, num_warps=NUM_WARPS)
+        else:
+            prepared[grid](*args)
