@@ -5,10 +5,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from sigmoid_op.gate_modules import GLU, SiLU
 from sigmoid_op.modules import Sigmoid
 
 # PyTorch's modules and ours. Each of ours is a subclass that finds all it needs in an instance of PyTorch's.
-MODULES: dict[type[nn.Module], type[nn.Module]] = {nn.Sigmoid: Sigmoid}
+MODULES: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Sigmoid: Sigmoid,
+    nn.SiLU: SiLU,
+    nn.GLU: GLU,
+}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 HAS_TRITON: bool = find_spec("triton") is not None
@@ -46,15 +47,40 @@ def worthwhile(x: Tensor) -> bool:
     )
 
 
+def fuses(first: Tensor, *others: Tensor) -> bool:
+    """Whether an op of the family runs on these as one kernel; ``first`` has as many elements as any.
+
+    Not in forward mode, nor under a compiler or a transform: they take PyTorch's own form, which they can see into.
+    """
+    return (
+        all(type(x) in TENSOR_TYPES for x in (first, *others))
+        and (first.is_cuda or INTERPRETED)
+        and not _is_dynamo_compiling()
+        and not _is_tracing()
+        and not in_forward_mode()
+        and first.numel() >= max(MIN_ELEMENTS, 1)
+        and all(readable(x) and x.device == first.device for x in (first, *others))
+    )
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may carry tangents, which a kernel would lose."""
+    return forward_ad._current_level >= 0
+
+
 def supported(x: Tensor) -> bool:
     """Whether a Triton kernel can take ``x`` in its memory order and give a result of the same strides."""
+    return readable(x) and is_dense(x)
+
+
+def readable(x: Tensor) -> bool:
+    """Whether a Triton kernel can load the elements of ``x``, wherever they lie."""
     return (
         (x.is_cuda or (INTERPRETED and x.is_cpu))
         and HAS_TRITON
         and x.dtype in KERNEL_DTYPES
         and _called_eagerly(x)  # first: Dynamo cannot trace the questions after it
         and is_ordinary(x)
-        and is_dense(x)
     )
 
 

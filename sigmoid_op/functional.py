@@ -4,7 +4,6 @@ import torch
 import torch.fx
 import torch.jit._builtins
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from sigmoid_op import dispatch
 from sigmoid_op.autograd import SigmoidFunction
@@ -104,7 +103,7 @@ def _watched_by_autograd(x: Tensor) -> bool:
     """Whether this call is differentiated: in reverse mode, in forward mode, or under a torch.func transform."""
     return (
         (x.requires_grad and torch.is_grad_enabled())
-        or forward_ad._current_level >= 0
+        or dispatch.in_forward_mode()
         or torch._C._are_functorch_transforms_active()
     )
 

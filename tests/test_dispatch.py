@@ -256,5 +256,6 @@ def test_kernels_folder_is_not_a_package_of_its_own() -> None:
 
 def test_public_names() -> None:
     """What the package offers is what it says, and no more."""
-    classes, functions = ["Sigmoid", "SigmoidFunction"], ["convert", "enable", "revert", "sigmoid", "sigmoid_"]
+    classes = ["GLU", "SiLU", "Sigmoid", "SigmoidFunction", "SigmoidGate", "SwiGLU"]
+    functions = ["convert", "enable", "glu", "revert", "sigmoid", "sigmoid_", "sigmoid_gate", "silu", "swiglu"]
     assert sorted(sigmoid_op.__all__) == classes + functions

@@ -1,0 +1,124 @@
+"""Launchers of the gates: tensors in, new tensors out; None for a memory layout that the templates do not take."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import gate_formulas
+from .pointwise import launch
+from .tiled import Frame, frame, launch_tiled
+
+
+def sigmoid_gate_forward(x: Tensor, gate: Tensor) -> Tensor | None:
+    """out = x · σ(gate). Moves 3 bytes per byte of ``x``, 2 where ``gate``, which broadcasts to it, is small."""
+    return _result(gate_formulas.sigmoid_gate, x, gate.expand_as(x))
+
+
+def sigmoid_gate_backward(grad_out: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor] | None:
+    """grad_x = grad_out · σ(gate), and grad_gate = grad_out · x · σ'(gate), summed where ``gate`` was broadcast.
+
+    Moves 5 bytes per byte of ``x``, 3 where ``gate`` is small. The sums are accumulated in float32, or float64, in one
+    order for all runs: each tile's in the kernel, and those of the tiles by PyTorch.
+    """
+    grad_x = torch.empty_like(x)
+    if gate.shape == x.shape:
+        grad_gate = torch.empty_like(gate)
+        written = _write(gate_formulas.sigmoid_gate_backward, (grad_out, x, gate), (grad_x, grad_gate))
+        return (grad_x, grad_gate) if written else None
+    wide = gate.contiguous().expand_as(x)
+    layout = _frame(grad_x, grad_out, x, wide)
+    axis = None if layout is None else _summed_axis(layout)
+    if layout is None or axis is None:
+        return None
+    inputs = (grad_out, x, wide)
+    (sums,) = launch_tiled(gate_formulas.sigmoid_gate_backward, (), inputs, (grad_x,), layout, summed=1, axis=axis)
+    return grad_x, _sum_to(gate, sums, layout, axis)
+
+
+def _summed_axis(layout: Frame) -> int | None:
+    """Along which side of a tile the last operand is broadcast: 0 its rows, 1 its columns."""
+    _, row, column = layout.strides[-1]
+    return 1 if column == 0 else 0 if row == 0 else None
+
+
+def _sum_to(gate: Tensor, sums: Tensor, layout: Frame, axis: int) -> Tensor:
+    """The sums of tiles, [batch, tile, row or column], added up to the shape of ``gate``."""
+    batch, row, column = layout.strides[-1]
+    broadcast = [1, *([0] if batch == 0 else []), *([2] if (row if axis == 1 else column) == 0 else [])]
+    padded = (1,) * (len(layout.order) - gate.dim()) + gate.shape
+    in_memory_order = sums.sum(broadcast).reshape([padded[d] for d in layout.order])
+    back = sorted(range(len(layout.order)), key=lambda position: layout.order[position])
+    return in_memory_order.permute(back).reshape(gate.shape).to(gate.dtype)
+
+
+def glu_forward(x: Tensor, dim: int) -> Tensor | None:
+    """out = a · σ(b) of the halves a and b of ``x`` along ``dim``, read in place. Moves 3 bytes per byte of ``out``."""
+    return _result(gate_formulas.sigmoid_gate, *x.chunk(2, dim))
+
+
+def glu_backward(grad_out: Tensor, x: Tensor, dim: int) -> Tensor | None:
+    """The gradient of both halves, written in place into one tensor. Moves 5 bytes per byte of ``grad_out``."""
+    return _packed_gradient(gate_formulas.sigmoid_gate_backward, grad_out, x, dim)
+
+
+def silu_forward(x: Tensor) -> Tensor | None:
+    """out = x · σ(x). Moves 2 bytes per byte of ``x``."""
+    return _result(gate_formulas.silu, x)
+
+
+def silu_backward(grad_out: Tensor, x: Tensor) -> Tensor | None:
+    """grad_x = grad_out · silu'(x). Moves 3 bytes per byte of ``x``."""
+    grad_x = torch.empty_like(x)
+    return grad_x if _write(gate_formulas.silu_backward, (grad_out, x), (grad_x,)) else None
+
+
+def swiglu_forward(gate: Tensor, up: Tensor) -> Tensor | None:
+    """out = silu(gate) · up. Moves 3 bytes per byte of ``gate``."""
+    return _result(gate_formulas.swiglu, gate, up)
+
+
+def swiglu_backward(grad_out: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor] | None:
+    """grad_gate = grad_out · up · silu'(gate), grad_up = grad_out · silu(gate). Moves 5 bytes per byte of ``gate``."""
+    grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+    written = _write(gate_formulas.swiglu_backward, (grad_out, gate, up), (grad_gate, grad_up))
+    return (grad_gate, grad_up) if written else None
+
+
+def packed_swiglu_forward(x: Tensor) -> Tensor | None:
+    """out = silu(gate) · up of the halves of the last dimension, read in place. Moves 3 bytes per byte of ``out``."""
+    return _result(gate_formulas.swiglu, *x.chunk(2, -1))
+
+
+def packed_swiglu_backward(grad_out: Tensor, x: Tensor) -> Tensor | None:
+    """The gradient of both halves, written in place into one tensor. Moves 5 bytes per byte of ``grad_out``."""
+    return _packed_gradient(gate_formulas.swiglu_backward, grad_out, x, -1)
+
+
+def _result(formula: Any, first: Tensor, *others: Tensor) -> Tensor | None:
+    """A new tensor, in the memory order of ``first``."""
+    out = torch.empty_like(first)
+    return out if _write(formula, (first, *others), (out,)) else None
+
+
+def _packed_gradient(formula: Any, grad_out: Tensor, x: Tensor, dim: int) -> Tensor | None:
+    grad_x = torch.empty_like(x)
+    return grad_x if _write(formula, (grad_out, *x.chunk(2, dim)), grad_x.chunk(2, dim)) else None
+
+
+def _frame(*tensors: Tensor) -> Frame | None:
+    return frame(tensors[0].shape, tuple(tensor.stride() for tensor in tensors))
+
+
+def _write(formula: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> bool:
+    """Write the formula's results, by the template that the layouts allow; whether there is one."""
+    if outputs[0].numel() == 0:
+        return True
+    layout = _frame(*outputs, *inputs)
+    if layout is None:
+        return False
+    if layout.is_flat:
+        launch(formula, (), inputs, outputs)
+    else:
+        launch_tiled(formula, (), inputs, outputs, layout)
+    return True

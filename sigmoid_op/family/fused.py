@@ -1,0 +1,48 @@
+"""What the family's Functions share: a kernel where one serves, PyTorch's own form of the op where none does.
+
+An op is given as ``op``, PyTorch's form, a function of the tensors to differentiate; and as kernels, launchers that
+return None for a layout they do not take. Saved for backward are the operands alone, from which σ is taken again.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sigmoid_op import dispatch
+
+Op = Callable[..., Tensor]
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def forward(ctx: Any, kernel: Callable[..., Tensor | None], op: Op, *operands: Tensor) -> Tensor:
+    """Save the operands, and return the result."""
+    ctx.save_for_backward(*operands)
+    out = kernel(*operands)
+    return op(*operands) if out is None else out
+
+
+def backward(ctx: Any, kernel: Callable[..., Any], op: Op, grad_out: Tensor) -> Any:
+    """The gradient of each operand; as PyTorch differentiates its own form where this is differentiated again."""
+    operands: tuple[Tensor, ...] = ctx.saved_tensors
+    differentiated_again = torch.is_grad_enabled() or dispatch.in_forward_mode()
+    if not differentiated_again and all(dispatch.readable(tensor) for tensor in (grad_out, *operands)):
+        gradients = kernel(grad_out, *operands)
+        if gradients is not None:
+            return gradients
+    pullback = torch.func.vjp(_in_float32(op), *operands)[1]
+    gradients = pullback(grad_out)
+    return gradients if len(operands) > 1 else gradients[0]
+
+
+def _in_float32(op: Op) -> Op:
+    """``op`` with its 16-bit operands widened, and the result rounded once, as the kernels do it."""
+
+    def widened(*operands: Tensor) -> Tensor:
+        dtype = operands[0].dtype
+        if dtype in HALF_DTYPES:
+            return op(*(operand.float() for operand in operands)).to(dtype)
+        return op(*operands)
+
+    return widened

@@ -1,0 +1,54 @@
+"""``silu``: x · σ(x), also known as swish."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from sigmoid_op import dispatch
+from sigmoid_op.family import fused
+
+
+class SiLUFunction(Function):
+    """silu with its fused gradient. Saved for backward: the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        from sigmoid_op.kernels.gates import silu_forward
+
+        return fused.forward(ctx, silu_forward, F.silu, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> Any:
+        from sigmoid_op.kernels.gates import silu_backward
+
+        return fused.backward(ctx, silu_backward, F.silu, grad_out)
+
+
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    r"""Apply the sigmoid linear unit to each element: a drop-in for :func:`torch.nn.functional.silu`.
+
+    .. math:: \text{silu}(x) = x \, \sigma(x), \qquad \text{silu}'(x) = \sigma(x) \, (1 + x \, \sigma(-x))
+
+    A large dense CUDA tensor of float16, bfloat16, float32 or float64 takes a fused Triton kernel; everything else, and
+    every call with ``inplace``, goes to PyTorch.
+
+    Args:
+        input: a tensor of any shape that ``F.silu`` takes.
+        inplace: whether to overwrite ``input``.
+
+    Returns:
+        a tensor of the shape, dtype and device of ``input``.
+
+    Saved for backward: ``input``, as PyTorch does.
+
+    Raises:
+        whatever ``F.silu`` raises for the same arguments.
+
+    Source: S. Elfwing, E. Uchibe, K. Doya, *Sigmoid-Weighted Linear Units*, 2017.
+    """
+    if not inplace and dispatch.AVAILABLE and dispatch.fuses(input):
+        out: Tensor = SiLUFunction.apply(input)
+        return out
+    return F.silu(input, inplace=inplace)
