@@ -6,7 +6,7 @@ double-precision operations each at the GPU's best rate, the slowest of them set
 
 import argparse
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,16 @@ from rich.table import Table
 from bench.gpus import GPUS, MULTIPROCESSORS, Prediction
 
 if TYPE_CHECKING:  # Triton itself is imported by ``run``, so that the other commands do without it
-    from sigmoid_op.kernels.codegen import Kernel
+    from sigmoid_op.kernels.catalogue import Kernel, TiledKernel
 
 DEFAULT_FOLDER = Path("bench/out/codegen")
 DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-ALIGNMENTS: dict[str, dict[str, bool]] = {
-    "aligned": {},
-    "misaligned inputs": {"misaligned_inputs": True},
-    "all misaligned": {"misaligned_inputs": True, "misaligned_outputs": True},
+# Of the sigmoid's own kernels. Those of the family have the same template, or the tiled one.
+# Misaligned are the inputs, and the outputs.
+ALIGNMENTS: dict[str, tuple[bool, bool]] = {
+    "aligned": (False, False),
+    "misaligned inputs": (True, False),
+    "all misaligned": (True, True),
 }
 
 
@@ -44,7 +46,7 @@ class Facts:
     dtype: str
     target: str
     alignment: str
-    bytes_per_element: int
+    bytes_per_element: float
     loads: dict[int, int]
     stores: dict[int, int]
     shared_bytes: int
@@ -58,12 +60,12 @@ class Facts:
     predictions: dict[str, Prediction] = field(default_factory=dict)
 
 
-def collect(kernel: "Kernel", dtype: torch.dtype, target: str, alignment: str = "aligned") -> Facts:
-    """Compile one kernel and read it."""
+def collect(kernel: "Kernel | TiledKernel", dtype: torch.dtype, target: str, alignment: str = "aligned") -> Facts:
+    """Compile one kernel and read it. ``alignment`` says how its operands lie, and changes nothing here."""
     from sigmoid_op.kernels.codegen import TARGETS, compile_kernel
     from sigmoid_op.kernels.machine_code import amd_access_bits, read_machine_code
 
-    compiled = compile_kernel(kernel, dtype, TARGETS[target], **ALIGNMENTS[alignment])
+    compiled = compile_kernel(kernel, dtype, TARGETS[target])
     bytes_per_element = kernel.bytes_per_element(dtype)
     name = str(dtype).removeprefix("torch.")
     if TARGETS[target].backend != "cuda":
@@ -103,7 +105,7 @@ def table_of(rows: list[Facts], title: str) -> Table:
         table.add_row(
             row.kernel,
             row.dtype,
-            str(row.bytes_per_element),
+            f"{row.bytes_per_element:.3g}",
             _number(row.instructions),
             _number(row.mufu),
             _widths(row.loads),
@@ -184,7 +186,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compile, print the tables, write ``codegen.json`` and ``codegen.png``; return the exit code. Needs Triton."""
-    from sigmoid_op.kernels.codegen import KERNELS, TARGETS
+    from sigmoid_op.kernels.catalogue import FAMILY, SIGMOID
+    from sigmoid_op.kernels.codegen import TARGETS
     from sigmoid_op.kernels.prepared import INTERPRETED
 
     console, errors = Console(), Console(stderr=True, soft_wrap=True)
@@ -199,7 +202,12 @@ def run(args: argparse.Namespace) -> int:
     groups = [(target, "aligned") for target in targets]
     misaligned = "sm_90" if "sm_90" in targets else targets[0]
     groups += [(misaligned, alignment) for alignment in ALIGNMENTS if alignment != "aligned"]
-    jobs = [(kernel, dtype, *group) for group in groups for dtype in DTYPES for kernel in KERNELS]
+    kernels: dict[str, list[Kernel | TiledKernel]] = {
+        name: [replace(kernel, misaligned_inputs=inputs, misaligned_outputs=outputs) for kernel in SIGMOID]
+        for name, (inputs, outputs) in ALIGNMENTS.items()
+    }
+    kernels["aligned"] += FAMILY
+    jobs = [(kernel, dtype, *group) for group in groups for dtype in DTYPES for kernel in kernels[group[1]]]
     rows = [collect(*job) for job in track(jobs, "Compiling", transient=True, console=errors)]
     for target, alignment in groups:
         group = [row for row in rows if (row.target, row.alignment) == (target, alignment)]

@@ -69,7 +69,7 @@ class Gpu:
             "FP64": clocks * sm.fp64_per_clock,
         }
 
-    def predict(self, code: "MachineCode", bytes_per_element: int) -> "Prediction":
+    def predict(self, code: "MachineCode", bytes_per_element: float) -> "Prediction":
         """The resource that takes longest for an element sets the pace; the others hide behind it."""
         needs = {
             "memory": float(bytes_per_element),

@@ -1,4 +1,4 @@
-"""Compile the pointwise kernels for a named GPU without having one; :mod:`.machine_code` reads what came of it.
+"""Compile a kernel of the :mod:`.catalogue` for a named GPU without having one; :mod:`.machine_code` reads the result.
 
 Needs nothing but Triton's wheel, which brings the assemblers.
 """
@@ -6,47 +6,17 @@ Needs nothing but Triton's wheel, which brings the assemblers.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
-from . import formulas
-from .pointwise import BLOCK_SIZES, pointwise_kernel
+from .catalogue import Kernel, TiledKernel
 from .prepared import INTERPRETED, NUM_WARPS
 
 TARGETS: dict[str, GPUTarget] = {f"sm_{cc}": GPUTarget("cuda", cc, 32) for cc in (80, 89, 90, 100, 120)}
 TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A pointwise kernel as the launchers call it: the formula and the number of each kind of operand."""
-
-    name: str
-    formula: Any
-    scalars: int
-    inputs: int
-    outputs: int
-
-    def bytes_per_element(self, dtype: torch.dtype) -> int:
-        """What it reads and writes, all operands having one dtype."""
-        return (self.inputs + self.outputs) * dtype.itemsize
-
-
-KERNELS: tuple[Kernel, ...] = (
-    Kernel("forward", formulas.sigmoid, scalars=0, inputs=1, outputs=1),
-    Kernel("backward", formulas.sigmoid_backward, scalars=0, inputs=2, outputs=1),
-    Kernel("backward of a sum", formulas.sigmoid_backward, scalars=1, inputs=1, outputs=1),
-    Kernel("double backward", formulas.sigmoid_double_backward, scalars=0, inputs=3, outputs=2),
-    Kernel("exact forward", formulas.sigmoid_exact, scalars=0, inputs=1, outputs=2),
-    Kernel("exact backward", formulas.sigmoid_exact_backward, scalars=0, inputs=2, outputs=1),
-    Kernel("exact double backward", formulas.sigmoid_exact_double_backward, scalars=0, inputs=3, outputs=2),
-)
 
 
 class _CompileOnlyDriver:
@@ -88,28 +58,10 @@ def compiling_for(target: GPUTarget) -> Iterator[None]:
         driver.set_active(previous)
 
 
-def compile_kernel(
-    kernel: Kernel,
-    dtype: torch.dtype,
-    target: GPUTarget,
-    *,
-    n_elements: int = 2**20,
-    misaligned_inputs: bool = False,
-    misaligned_outputs: bool = False,
-    template: Any = pointwise_kernel,
-) -> CompiledKernel:
-    """What ``launch`` would compile on ``target`` for operands of ``dtype``, of which a misaligned one is ``x[1:]``."""
-
-    def operands(count: int, misaligned: bool = False) -> tuple[Tensor, ...]:
-        # Of a tensor of the device ``meta``, which holds no data, the address is its offset.
-        return (torch.empty(n_elements + 1, dtype=dtype, device="meta")[int(misaligned) :][:n_elements],) * count
-
-    scalars, inputs = operands(kernel.scalars), operands(kernel.inputs, misaligned_inputs)
-    outputs = operands(kernel.outputs, misaligned_outputs)
-    zero = 0 if misaligned_inputs or misaligned_outputs else None
-    args = (scalars, inputs, outputs, n_elements, zero, kernel.formula, (), BLOCK_SIZES[dtype.itemsize])
+def compile_kernel(kernel: Kernel | TiledKernel, dtype: torch.dtype, target: GPUTarget) -> CompiledKernel:
+    """What a launcher would compile on ``target`` for operands of ``dtype``."""
     with compiling_for(target):
-        return template.warmup(*args, grid=(1, 1, 1), num_warps=NUM_WARPS)
+        return kernel.template.warmup(*kernel.arguments(dtype), grid=(1, 1, 1), num_warps=NUM_WARPS)
 
 
 def narrow_offsets(compiled: CompiledKernel) -> set[str]:

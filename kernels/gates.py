@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from . import gate_formulas
+from .frame import Frame, frame
 from .pointwise import launch
-from .tiled import Frame, frame, launch_tiled
+from .tiled import launch_tiled
 
 
 def sigmoid_gate_forward(x: Tensor, gate: Tensor) -> Tensor | None:

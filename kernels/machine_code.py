@@ -3,6 +3,7 @@
 cuobjdump, which disassembles, comes with Triton's wheel.
 """
 
+import math
 import re
 import subprocess
 import tempfile
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 from triton import knobs
 from triton.compiler import CompiledKernel
+
+_SIZES = ("BLOCK_SIZE", "ROWS", "COLUMNS")  # the templates' names for how many elements a program handles
 
 
 @dataclass(frozen=True)
@@ -82,15 +85,21 @@ def read_machine_code(compiled: CompiledKernel) -> MachineCode:
         dump = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", dump)}
     instructions = _parse_sass(dump)
-    (block_size,) = (value for value in compiled.src.constants.values() if isinstance(value, int))
     return MachineCode(
-        elements=block_size // (compiled.metadata.num_warps * compiled.metadata.warp_size),
+        elements=_elements(compiled) // (compiled.metadata.num_warps * compiled.metadata.warp_size),
         registers=resources["REG"],
         stack_bytes=resources["STACK"] + resources["LOCAL"],
         shared_bytes=compiled.metadata.shared,
         local_accesses=sum(i.name in ("LDL", "STL") for i in instructions),
         path=tuple(_full_block_path(instructions)),
     )
+
+
+def _elements(compiled: CompiledKernel) -> int:
+    """Of a program: the product of the sizes that the template gives its block or tile."""
+    names = {path[0]: compiled.src.fn.arg_names[path[0]] for path in compiled.src.constants}
+    sizes = [value for path, value in compiled.src.constants.items() if names[path[0]] in _SIZES]
+    return math.prod(sizes)
 
 
 def amd_access_bits(compiled: CompiledKernel, access: str) -> Counter[int]:
@@ -125,7 +134,8 @@ def _parse_sass(dump: str) -> list[Instruction]:
 def _full_block_path(instructions: list[Instruction]) -> list[Instruction]:
     """The blocks that lead to a store, on no way that passes a masked access; from their first global load on.
 
-    Triton predicates every masked access. The block that chooses between both paths leads to masked ones, too.
+    Triton predicates every masked load, and a sum's store, which one thread does for many. The block that chooses
+    between both paths leads to masked ones, too.
     """
     targets = {i.jump for i in instructions}
     blocks: list[list[Instruction]] = [[]]
@@ -135,7 +145,7 @@ def _full_block_path(instructions: list[Instruction]) -> list[Instruction]:
         blocks[-1].append(instruction)
     successors = [_successors(block, index, blocks) for index, block in enumerate(blocks)]
     predecessors = [{i for i, after in enumerate(successors) if index in after} for index in range(len(blocks))]
-    masked = {index for index, block in enumerate(blocks) if any(i.access and i.predicated for i in block)}
+    masked = {index for index, block in enumerate(blocks) if any(i.access == "load" and i.predicated for i in block)}
     stores = {index for index, block in enumerate(blocks) if any(i.access == "store" for i in block)}
     passed = _reachable(masked, successors) | _reachable(masked, predecessors)
     path = [i for index in sorted(_reachable(stores, predecessors) - passed) for i in blocks[index]]

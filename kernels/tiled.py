@@ -4,15 +4,15 @@ What :mod:`.pointwise` does for operands of one dense layout, this does for any 
 allows, are three at most: batches of rows of columns. A program handles a tile of one batch.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .frame import Frame
 from .intrinsics import round_to
 from .pointwise import BLOCK_SIZES, apply
 from .prepared import launch_prepared
@@ -20,56 +20,6 @@ from .prepared import launch_prepared
 # Columns of a tile that is summed along its rows. 64 are whole sectors of memory in every dtype, and leave 32 rows to
 # add up before a partial sum is written: by count 0.25 bytes an element, of 6 that a 16-bit gate's gradient moves.
 COLUMNS_OF_SUMMED_ROWS = 64
-
-Strides = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Operands of one shape as batches of rows of columns: the sizes, and for each operand the three strides.
-
-    ``order`` is the order of the shape's dimensions in memory, outermost first.
-    """
-
-    sizes: tuple[int, int, int]
-    strides: tuple[tuple[int, int, int], ...]
-    order: tuple[int, ...]
-
-    @property
-    def is_flat(self) -> bool:
-        """One dense stretch of memory, the same for each operand."""
-        return self.sizes[:2] == (1, 1) and all(stride[2] == 1 for stride in self.strides)
-
-
-@lru_cache(maxsize=4096)
-def frame(shape: tuple[int, ...], strides: tuple[Strides, ...]) -> Frame | None:
-    """Merge the dimensions of operands of one shape, in the memory order of the first; None where no kernel serves.
-
-    Two neighbouring dimensions merge where every operand steps from the end of one to the next of the other. What
-    remains may have three dimensions, and a step in the innermost one goes to the next element, or nowhere.
-    """
-    order = sorted(range(len(shape)), key=lambda d: strides[0][d], reverse=True)
-    sizes: list[int] = []
-    steps: list[list[int]] = []  # of each merged dimension, one per operand
-    for d in order:
-        step = [stride[d] for stride in strides]
-        if shape[d] == 1:
-            continue
-        if sizes and all(outer == inner * shape[d] for outer, inner in zip(steps[-1], step, strict=True)):
-            sizes[-1] *= shape[d]
-            steps[-1] = step
-        else:
-            sizes.append(shape[d])
-            steps.append(step)
-    missing = 3 - len(sizes)
-    if missing < 0 or (steps and any(step not in (0, 1) for step in steps[-1])):
-        return None
-    if not steps:  # one element
-        steps, sizes, missing = [[1] * len(strides)], [1], 2
-    batch, rows, columns = [1] * missing + sizes
-    steps = [[0] * len(strides)] * missing + steps
-    of_operands = tuple((b, r, c) for b, r, c in zip(*steps, strict=True))
-    return Frame((batch, rows, columns), of_operands, tuple(order))
 
 
 @triton.jit
@@ -104,11 +54,8 @@ def _tile(
     inputs,
     outputs,
     sums,
-    n_rows,
-    n_columns,
-    batch,
-    row_tile,
-    column_tile,
+    sizes,
+    place,
     formula: tl.constexpr,
     constants: tl.constexpr,
     AXIS: tl.constexpr,
@@ -116,6 +63,8 @@ def _tile(
     COLUMNS: tl.constexpr,
     FULL: tl.constexpr,
 ):
+    n_rows, n_columns, row_tiles, column_tiles = sizes
+    batch, row_tile, column_tile = place
     rows = row_tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = column_tile.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     row, column = rows[:, None], columns[None, :]
@@ -132,11 +81,11 @@ def _tile(
         if not FULL:
             addends = tl.where(mask, addends, 0.0)
         if AXIS == 0:
-            pointers = sums[i] + (batch * tl.cdiv(n_rows, ROWS) + row_tile) * n_columns + columns
-            tl.store(pointers, tl.sum(addends, axis=0), mask=columns < n_columns)
+            pointers = sums[i] + (batch * row_tiles + row_tile) * n_columns + columns
+            tl.store(pointers, tl.sum(addends, axis=0), mask=None if FULL else columns < n_columns)
         elif AXIS == 1:
-            pointers = sums[i] + (batch * tl.cdiv(n_columns, COLUMNS) + column_tile) * n_rows + rows
-            tl.store(pointers, tl.sum(addends, axis=1), mask=rows < n_rows)
+            pointers = sums[i] + (batch * column_tiles + column_tile) * n_rows + rows
+            tl.store(pointers, tl.sum(addends, axis=1), mask=None if FULL else rows < n_rows)
         else:
             tl.store(sums[i] + tl.program_id(0), tl.sum(tl.sum(addends, axis=1), axis=0))
 
@@ -147,8 +96,7 @@ def tiled_kernel(
     inputs,
     outputs,
     sums,
-    n_rows,
-    n_columns,
+    sizes,
     formula: tl.constexpr,
     constants: tl.constexpr,
     AXIS: tl.constexpr,
@@ -159,21 +107,66 @@ def tiled_kernel(
 
     Inputs and outputs are (pointer, step per batch, per row, per column); the step of a row or a column is None where
     the operand is broadcast along it. ``sums`` lie in memory as [batch, tile, row] for AXIS 1, [batch, tile, column]
-    for AXIS 0, and one per program for None, both axes. The order of every addition is fixed, so that two runs give the
+    for AXIS 0, and one per program for None, both axes. ``sizes`` are the rows, the columns, and the tiles along each,
+    which the host counts: rounding up could overflow. The order of every addition is fixed, so that two runs give the
     same bits. A full tile runs without masks, for the reason that ``pointwise_kernel`` gives.
     """
-    column_tiles = tl.cdiv(n_columns, COLUMNS)
-    row_tiles = tl.cdiv(n_rows, ROWS)
+    n_rows, n_columns, row_tiles, column_tiles = sizes
     program = tl.program_id(0)
     column_tile = program % column_tiles
     row_tile = program // column_tiles % row_tiles
     batch = (program // column_tiles // row_tiles).to(tl.int64)
-    operands = (scalars, inputs, outputs, sums, n_rows, n_columns, batch, row_tile, column_tile)
+    place = (batch, row_tile, column_tile)
     row_end, column_end = (row_tile.to(tl.int64) + 1) * ROWS, (column_tile.to(tl.int64) + 1) * COLUMNS
     if row_end <= n_rows and column_end <= n_columns:
-        _tile(*operands, formula, constants, AXIS, ROWS, COLUMNS, True)
+        _tile(scalars, inputs, outputs, sums, sizes, place, formula, constants, AXIS, ROWS, COLUMNS, True)
     else:
-        _tile(*operands, formula, constants, AXIS, ROWS, COLUMNS, False)
+        _tile(scalars, inputs, outputs, sums, sizes, place, formula, constants, AXIS, ROWS, COLUMNS, False)
+
+
+class Tiling(NamedTuple):
+    """How a frame is cut: the kernel's ``sizes``, a tile's rows and columns, the programs, and the shape of a sum."""
+
+    sizes: tuple[int, int, int, int]
+    rows: int
+    columns: int
+    programs: int
+    shape_of_sums: tuple[int, ...]
+    steps: tuple[tuple[int, int | None, int | None], ...]
+
+
+@lru_cache(maxsize=4096)
+def tiling(frame: Frame, itemsize: int, axis: int | None) -> Tiling:
+    """Tiles of as many elements as a block has: whole rows as far as they go, narrower where rows are summed."""
+    batch, n_rows, n_columns = frame.sizes
+    size = BLOCK_SIZES[itemsize]
+    columns = min(size if axis != 0 else COLUMNS_OF_SUMMED_ROWS, triton.next_power_of_2(n_columns))
+    rows = min(size // columns, triton.next_power_of_2(n_rows))
+    row_tiles, column_tiles = triton.cdiv(n_rows, rows), triton.cdiv(n_columns, columns)
+    programs = batch * row_tiles * column_tiles
+    shapes = {0: (batch, row_tiles, n_columns), 1: (batch, column_tiles, n_rows), None: (programs,)}
+    steps = tuple((b, r or None, c or None) for b, r, c in frame.strides)
+    return Tiling((n_rows, n_columns, row_tiles, column_tiles), rows, columns, programs, shapes[axis], steps)
+
+
+def arguments(
+    formula: Any,
+    scalars: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
+    tiles: Tiling,
+    constants: tuple[Any, ...] = (),
+    summed: int = 0,
+    axis: int | None = None,
+) -> tuple[Any, ...]:
+    """Those of :func:`tiled_kernel`, with new tensors for its sums."""
+    dtype = torch.float64 if torch.float64 in [x.dtype for x in inputs] else torch.float32
+    sums = tuple([inputs[0].new_empty(tiles.shape_of_sums, dtype=dtype) for _ in range(summed)])
+    operands = [(x, *step) for x, step in zip(outputs + inputs, tiles.steps, strict=True)]
+    of_inputs, of_outputs = tuple(operands[len(outputs) :]), tuple(operands[: len(outputs)])
+    return (
+        scalars, of_inputs, of_outputs, sums, tiles.sizes, formula, constants, axis, tiles.rows, tiles.columns
+    )  # fmt: skip
 
 
 def launch_tiled(
@@ -187,41 +180,17 @@ def launch_tiled(
     summed: int = 0,
     axis: int | None = None,
 ) -> tuple[Tensor, ...]:
-    """Write ``formula(*scalars, *inputs)`` to ``outputs``, and return the sums over ``axis`` of the ``summed`` results
-    after those, tile by tile: [batch, tile, row], [batch, tile, column] or [tile], in float32, for float64 in float64.
+    """Write ``formula(*scalars, *inputs)`` to ``outputs``, and return the sums of the ``summed`` results after those.
 
-    ``frame`` is that of outputs and inputs in turn. Nothing is checked here: the callers in this package do.
+    They are sums over ``axis``, tile by tile: [batch, tile, column] for 0, [batch, tile, row] for 1, [tile] for None;
+    in float32, or in float64 where an input is. ``frame`` is that of outputs and inputs in turn. Nothing is checked
+    here: the callers in this package do.
     """
-    tensors = outputs + inputs
-    first = tensors[0]
-    batch, n_rows, n_columns = frame.sizes
-    size = BLOCK_SIZES[first.element_size()]
-    columns = min(size if axis != 0 else COLUMNS_OF_SUMMED_ROWS, triton.next_power_of_2(n_columns))
-    rows = min(size // columns, triton.next_power_of_2(n_rows))
-    row_tiles, column_tiles = triton.cdiv(n_rows, rows), triton.cdiv(n_columns, columns)
-    shapes = {
-        0: (batch, row_tiles, n_columns),
-        1: (batch, column_tiles, n_rows),
-        None: (batch * row_tiles * column_tiles,),
-    }
-    dtype = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
-    sums = tuple(torch.empty(shapes[axis], dtype=dtype, device=first.device) for _ in range(summed))
-    operands = [(x, b, r or None, c or None) for x, (b, r, c) in zip(tensors, frame.strides, strict=True)]
-    args = (
-        scalars,
-        tuple(operands[len(outputs) :]),
-        tuple(operands[: len(outputs)]),
-        sums,
-        n_rows,
-        n_columns,
-        formula,
-        constants,
-        axis,
-        rows,
-        columns,
-    )
-    aligned = [tensor.data_ptr() % 16 == 0 for tensor in scalars + tensors]
-    dtypes = [tensor.dtype for tensor in scalars + tensors]
-    key = (formula, first.get_device(), constants, axis, summed, len(outputs), frame, *aligned, *dtypes)
-    launch_prepared(tiled_kernel, (batch * row_tiles * column_tiles, 1, 1), args, key)
+    tensors = scalars + outputs + inputs
+    tiles = tiling(frame, tensors[len(scalars)].element_size(), axis)
+    args = arguments(formula, scalars, inputs, outputs, tiles, constants, summed, axis)
+    kinds = [(x.dtype, x.data_ptr() % 16 == 0) for x in tensors]
+    key = (formula, inputs[0].get_device(), constants, len(scalars), len(outputs), summed, axis, frame, *kinds)
+    launch_prepared(tiled_kernel, (tiles.programs, 1, 1), args, key)
+    sums: tuple[Tensor, ...] = args[3]
     return sums

@@ -15,11 +15,13 @@ import triton
 import triton.language as tl
 from triton.runtime import driver
 
-from sigmoid_op.kernels.codegen import KERNELS, TARGETS, Kernel, compile_kernel, narrow_offsets
+from sigmoid_op.kernels.catalogue import FAMILY, SIGMOID, Kernel, TiledKernel
+from sigmoid_op.kernels.codegen import TARGETS, compile_kernel, narrow_offsets
 from sigmoid_op.kernels.machine_code import amd_access_bits, read_machine_code
 from sigmoid_op.kernels.pointwise import pointwise_kernel
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+FAMILY_DTYPES = (torch.bfloat16, torch.float32)
 LENGTHS = (1, 16, 4096, 5001, 2**31 + 3)
 
 
@@ -105,14 +107,15 @@ def amd_widths(compiled: Any) -> list[int]:
 
 def main() -> None:
     driver_before = active_driver()
-    forward = KERNELS[0]
+    forward = SIGMOID[0]
     nvidia = [label for label, target in TARGETS.items() if target.backend == "cuda"]
     # All of sm_90; on the others, where the same compiler is at work, two kernels and one dtype of each width.
-    cells = [(kernel, dtype, "sm_90") for kernel in KERNELS for dtype in DTYPES]
-    cells += [(k, d, t) for t in nvidia if t != "sm_90" for k in KERNELS[:2] for d in DTYPES if d != torch.float16]
+    cells: list[tuple[Kernel | TiledKernel, torch.dtype, str]] = [(k, d, "sm_90") for k in SIGMOID for d in DTYPES]
+    cells += [(k, d, "sm_90") for k in FAMILY for d in FAMILY_DTYPES]
+    cells += [(k, d, t) for t in nvidia if t != "sm_90" for k in SIGMOID[:2] for d in DTYPES if d != torch.float16]
 
     def compile_bfloat16(kernel: Kernel = forward, **options: Any) -> Any:
-        return compile_kernel(kernel, torch.bfloat16, TARGETS["sm_90"], **options)
+        return compile_kernel(replace(kernel, **options), torch.bfloat16, TARGETS["sm_90"])
 
     document = {
         "kernels": {f"{k.name}, {name(d)}, {t}": facts(compile_kernel(k, d, TARGETS[t])) for k, d, t in cells},
@@ -123,7 +126,7 @@ def main() -> None:
             "misaligned": facts(compile_bfloat16(misaligned_inputs=True)),
         },
         "amd": {
-            f"{k.name}, {name(d)}": amd_widths(compile_kernel(k, d, TARGETS["gfx942"])) for k in KERNELS for d in DTYPES
+            f"{k.name}, {name(d)}": amd_widths(compile_kernel(k, d, TARGETS["gfx942"])) for k in SIGMOID for d in DTYPES
         },
         "variants": len({compile_bfloat16(n_elements=n).hash for n in LENGTHS}),
         "variants if specialized": len({compile_bfloat16(n_elements=n, template=specialized).hash for n in LENGTHS}),

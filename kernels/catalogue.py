@@ -1,0 +1,161 @@
+"""The kernels there are, as the launchers call them: what :mod:`.codegen` compiles without a GPU."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import formulas, gate_formulas
+from .frame import frame
+from .pointwise import BLOCK_SIZES, pointwise_kernel
+from .tiled import arguments, tiled_kernel, tiling
+
+Operands = tuple[Tensor, ...]
+
+
+def meta(shape: tuple[int, ...], dtype: torch.dtype, order: tuple[int, ...] | None = None) -> Tensor:
+    """A tensor without data, whose address is its offset; ``order`` is that of its dimensions in memory."""
+    x = torch.empty([shape[d] for d in order] if order else shape, dtype=dtype, device="meta")
+    return x.permute([order.index(d) for d in range(len(shape))]) if order else x
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of the pointwise template: the formula and the number of each kind of operand."""
+
+    name: str
+    formula: Any
+    scalars: int
+    inputs: int
+    outputs: int
+    constants: tuple[Any, ...] = ()
+    template: Any = pointwise_kernel
+    n_elements: int = 2**20
+    misaligned_inputs: bool = False
+    misaligned_outputs: bool = False
+
+    def bytes_per_element(self, dtype: torch.dtype) -> float:
+        """What it reads and writes, all operands having one dtype."""
+        return (self.inputs + self.outputs) * dtype.itemsize
+
+    def arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        """As ``launch`` passes them for operands of ``dtype``, of which a misaligned one is ``x[1:]``."""
+
+        def operands(count: int, misaligned: bool = False) -> Operands:
+            return (meta((self.n_elements + 1,), dtype)[int(misaligned) :][: self.n_elements],) * count
+
+        scalars, inputs = operands(self.scalars), operands(self.inputs, self.misaligned_inputs)
+        outputs = operands(self.outputs, self.misaligned_outputs)
+        zero = 0 if self.misaligned_inputs or self.misaligned_outputs else None
+        block_size = BLOCK_SIZES[dtype.itemsize]
+        return scalars, inputs, outputs, self.n_elements, zero, self.formula, self.constants, block_size
+
+
+@dataclass(frozen=True)
+class TiledKernel:
+    """A kernel of the tiled template. ``operands`` makes inputs and outputs, large enough for a full tile."""
+
+    name: str
+    formula: Any
+    operands: Callable[[torch.dtype], tuple[Operands, Operands]]
+    scalars: int = 0
+    constants: tuple[Any, ...] = ()
+    summed: int = 0
+    axis: int | None = None
+    template: Any = tiled_kernel
+
+    def bytes_per_element(self, dtype: torch.dtype) -> float:
+        """What it reads and writes for each element of the result, without the sums."""
+        inputs, outputs = self.operands(dtype)
+        elements = max(x.numel() for x in inputs + outputs)
+        return sum(_bytes(x) for x in inputs + outputs) / elements
+
+    def arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        """As ``launch_tiled`` passes them."""
+        inputs, outputs = self.operands(dtype)
+        layout = frame(inputs[0].shape, tuple(x.stride() for x in outputs + inputs))
+        assert layout is not None
+        scalars = (meta((1,), torch.float64 if dtype == torch.float64 else torch.float32),) * self.scalars
+        tiles = tiling(layout, (outputs + inputs)[0].element_size(), self.axis)
+        return arguments(self.formula, scalars, inputs, outputs, tiles, self.constants, self.summed, self.axis)
+
+
+def _bytes(x: Tensor) -> int:
+    """Of memory: an expanded dimension counts once."""
+    distinct = math.prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride)
+    return distinct * x.element_size()
+
+
+def _halves(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return meta((1024, 8192), dtype).chunk(2, -1)
+
+
+def _maps(dtype: torch.dtype, *, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """[N, C, H, W], and one number per channel."""
+    x = meta((64, 256, 56, 56), dtype, (0, 2, 3, 1) if channels_last else None)
+    return x, meta((64, 256, 1, 1), dtype).expand_as(x)
+
+
+def _packed_forward(dtype: torch.dtype) -> tuple[Operands, Operands]:
+    return _halves(dtype), (meta((1024, 4096), dtype),)
+
+
+def _packed_backward(dtype: torch.dtype) -> tuple[Operands, Operands]:
+    return (meta((1024, 4096), dtype), *_halves(dtype)), _halves(dtype)
+
+
+def _channels_forward(dtype: torch.dtype) -> tuple[Operands, Operands]:
+    x, gate = _maps(dtype, channels_last=False)
+    return (x, gate), (x,)
+
+
+def _channels_backward(dtype: torch.dtype) -> tuple[Operands, Operands]:
+    x, gate = _maps(dtype, channels_last=False)
+    return (x, x, gate), (x,)
+
+
+def _channels_last_forward(dtype: torch.dtype) -> tuple[Operands, Operands]:
+    x, gate = _maps(dtype, channels_last=True)
+    return (x, gate), (x,)
+
+
+def _channels_last_backward(dtype: torch.dtype) -> tuple[Operands, Operands]:
+    x, gate = _maps(dtype, channels_last=True)
+    return (x, x, gate), (x,)
+
+
+SIGMOID: tuple[Kernel, ...] = (
+    Kernel("forward", formulas.sigmoid, scalars=0, inputs=1, outputs=1),
+    Kernel("backward", formulas.sigmoid_backward, scalars=0, inputs=2, outputs=1),
+    Kernel("backward of a sum", formulas.sigmoid_backward, scalars=1, inputs=1, outputs=1),
+    Kernel("double backward", formulas.sigmoid_double_backward, scalars=0, inputs=3, outputs=2),
+    Kernel("exact forward", formulas.sigmoid_exact, scalars=0, inputs=1, outputs=2),
+    Kernel("exact backward", formulas.sigmoid_exact_backward, scalars=0, inputs=2, outputs=1),
+    Kernel("exact double backward", formulas.sigmoid_exact_double_backward, scalars=0, inputs=3, outputs=2),
+)
+
+FAMILY: tuple[Kernel | TiledKernel, ...] = (
+    Kernel("silu", gate_formulas.silu, scalars=0, inputs=1, outputs=1),
+    Kernel("silu backward", gate_formulas.silu_backward, scalars=0, inputs=2, outputs=1),
+    Kernel("gate", gate_formulas.sigmoid_gate, scalars=0, inputs=2, outputs=1),
+    Kernel("gate backward", gate_formulas.sigmoid_gate_backward, scalars=0, inputs=3, outputs=2),
+    Kernel("swiglu", gate_formulas.swiglu, scalars=0, inputs=2, outputs=1),
+    Kernel("swiglu backward", gate_formulas.swiglu_backward, scalars=0, inputs=3, outputs=2),
+    TiledKernel("packed swiglu", gate_formulas.swiglu, _packed_forward),
+    TiledKernel("packed swiglu backward", gate_formulas.swiglu_backward, _packed_backward),
+    TiledKernel("glu", gate_formulas.sigmoid_gate, _packed_forward),
+    TiledKernel("glu backward", gate_formulas.sigmoid_gate_backward, _packed_backward),
+    TiledKernel("channel gate", gate_formulas.sigmoid_gate, _channels_forward),
+    TiledKernel("channel gate backward", gate_formulas.sigmoid_gate_backward, _channels_backward, summed=1, axis=1),
+    TiledKernel("channel gate, channels last", gate_formulas.sigmoid_gate, _channels_last_forward),
+    TiledKernel(
+        "channel gate backward, channels last",
+        gate_formulas.sigmoid_gate_backward,
+        _channels_last_backward,
+        summed=1,
+        axis=0,
+    ),
+)
