@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.reference import correctly_rounded, derivative64, every_16bit, sigmoid64, ulp_error
+from bench.reference import backward64, correctly_rounded, derivative64, every_16bit, sigmoid64, ulp_error
 
 EX2_ULPS = 2  # PTX ISA, 9.7.3.21, ex2: "maximum ulp error is 2 ulp from correctly rounded result"
 RCP_ULPS = 1  # PTX ISA, 9.7.3.13, rcp: "maximum ulp error is 1"
@@ -45,8 +45,7 @@ def bound(dtype: torch.dtype) -> Bound:
         certain &= out == nearest
         max_ulp = max(max_ulp, float(ulp_error(out, exact).max()))
     for t in possible_results(-x.abs()):
-        wide = t.double()
-        gradient = (wide - wide * wide).float().to(dtype)  # t·(1 - t) by one float32 fma, then the store
+        gradient = correctly_rounded(backward64(torch.ones_like(t), t), dtype)  # t·(1 - t)
         gradient_max_ulp = max(gradient_max_ulp, float(ulp_error(gradient, derivative)[normal].max()))
     name = str(dtype).removeprefix("torch.")
     return Bound(name, x.numel(), int(certain.sum()), max_ulp, gradient_max_ulp)

@@ -1,31 +1,32 @@
 """Scalar maths of σ and its derivatives: a tuple of loaded values in, a tuple of results out, no memory.
 
-16-bit values are computed in float32 and rounded once, by the store; float32 and float64 in their own precision.
+16-bit values are computed in float32, which the store rounds; float32 and float64 in their own precision.
 """
 
 import triton
 import triton.language as tl
 
-from .intrinsics import exp2_approx, fma, reciprocal_approx, widen
+from .intrinsics import exp2_approx, fma, multiply_to_odd, one_minus, reciprocal_approx, widen
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-# Of _sigmoid_float32: β has 16 bits, α/β is log2 e, and w minimizes the largest relative error of 2^f for |f| <= 1/2.
+# Of _sigmoid_float32: β has 16 bits, α/β is log2 e. The first coefficient of w is 2^-10·log2 e, 2 % above the best one,
+# so that it shares a register with the argument reduction; a search for the smallest errors of σ found the others.
 ALPHA = tl.constexpr(float.fromhex("0x1.002560p+0"))
 BETA = tl.constexpr(float.fromhex("0x1.6318p-1"))
 W = tl.constexpr(
     tuple(
         float.fromhex(coefficient)
         for coefficient in (
-            "0x1.6a7054p-10",
-            "-0x1.11971ep-7",
-            "0x1.548f7ep-5",
-            "-0x1.54bed4p-3",
-            "0x1.ff6aa0p-2",
+            "0x1.715476p-10",
+            "-0x1.11c2c2p-7",
+            "0x1.548668p-5",
+            "-0x1.54be84p-3",
+            "0x1.ff6aaap-2",
             "0x1.2adp-11",
         )
     )
 )
-# The same for _sigmoid_float64: β has 38 bits.
+# Of _sigmoid_float64: β has 38 bits, and w minimizes the largest relative error of 2^f for |f| <= 1/2.
 ALPHA_64 = tl.constexpr(float.fromhex("0x1.fffffffe66d25p-1"))
 BETA_64 = tl.constexpr(float.fromhex("0x1.62e42fee88p-1"))
 W_64 = tl.constexpr(
@@ -76,14 +77,14 @@ def _sigmoid_float32(x):
     and the last product rounds those once.
 
     The reciprocal is taken of a rounded denominator, and corrected with the residual of the unrounded one, held in
-    three parts: p = 2^n + scale, -2^n·g, and the rest. So a reciprocal 1 ulp off moves the largest error by no more
-    than from 0.935 to 0.936 ulp. All 2^32 inputs were compared (python -m bench proof, bench/ACCURACY.md).
+    three parts: p = 2^n + scale, -2^n·g, and the rest. So the largest error, 0.931 ulp, is no larger for a reciprocal
+    that is 1 ulp off. All 2^32 inputs were compared (python -m bench proof, bench/ACCURACY.md).
     """
     scale: tl.constexpr = 2.0**-40
     x = tl.maximum(x, -105.0, propagate_nan=tl.PropagateNan.ALL)
     x = tl.minimum(x, 30.0, propagate_nan=tl.PropagateNan.ALL)
-    shifted = fma(x, -LOG2_E, 1.5 * 2.0**23)  # rounds to n, which stands in the low bits
-    g = fma(x, ALPHA, fma(shifted, BETA, -BETA * 1.5 * 2.0**23))
+    shifted = fma(x, -LOG2_E * 2.0**-10, 1.5 * 2.0**13)  # rounds to 2^-10·n; n stands in the low bits
+    g = fma(x, ALPHA, fma(shifted, BETA * 2.0**10, -BETA * 1.5 * 2.0**23))
     power = ((shifted.to(tl.int32, bitcast=True) << 23) + 0x2B800000).to(tl.float32, bitcast=True)  # 2^n · scale
     w = fma(g, W[0], W[1])
     for i in tl.static_range(4):
@@ -152,28 +153,36 @@ def sigmoid(args):
 
 
 @triton.jit
-def _derivative(out):
-    """σ' = σ·(1 - σ), as σ - σ² in one rounding where there is a fused multiply-add for it."""
-    if out.dtype == tl.float64:
-        return out * (1.0 - out)
+def _gradient(grad_out, out, dtype: tl.constexpr):
+    """grad_out · out·(1 - out) of widened values, rounded for 16 bits such that the store gives the nearest number.
+
+    The product of two 16-bit values has at most 22 bits, and 1 - out is cut only where out < 2^-16, which moves no
+    result. The second product is rounded to odd: a float32 halfway between two results, or on one of them, would not
+    say on which side of it the exact product lies. Of float32, out - out² is rounded once.
+    """
+    if dtype == tl.float64:
+        return grad_out * (out * (1.0 - out))
+    elif dtype == tl.float32:
+        return grad_out * fma(-1.0 * out, out, out)
     else:
-        return fma(-1.0 * out, out, out)
+        return multiply_to_odd(grad_out * out, one_minus(out))
 
 
 @triton.jit
 def sigmoid_backward(args):
     """grad_in = grad_out · σ'(x), with σ'(x) = out·(1 - out)"""
     grad_out, out = args
-    return (widen(grad_out) * _derivative(widen(out)),)
+    return (_gradient(widen(grad_out), widen(out), out.dtype),)
 
 
 @triton.jit
 def sigmoid_double_backward(args):
     """The gradients of grad_in = grad_out·out·(1 - out) with respect to grad_out and to out."""
     grad_grad_in, grad_out, out = args
+    dtype: tl.constexpr = out.dtype
     grad_grad_in = widen(grad_grad_in)
     out = widen(out)
-    return grad_grad_in * _derivative(out), grad_grad_in * widen(grad_out) * (1.0 - 2.0 * out)
+    return _gradient(grad_grad_in, out, dtype), grad_grad_in * widen(grad_out) * (1.0 - 2.0 * out)
 
 
 @triton.jit
@@ -189,14 +198,15 @@ def sigmoid_exact(args):
 def sigmoid_exact_backward(args):
     """grad_in = grad_out · σ'(x), with σ'(x) = |t|·(1 - |t|)"""
     grad_out, t = args
-    return (widen(grad_out) * _derivative(tl.abs(widen(t))),)
+    return (_gradient(widen(grad_out), tl.abs(widen(t)), t.dtype),)
 
 
 @triton.jit
 def sigmoid_exact_double_backward(args):
     """The gradients of grad_in = grad_out·|t|·(1 - |t|) with respect to grad_out and to t."""
     grad_grad_in, grad_out, t = args
+    dtype: tl.constexpr = t.dtype
     grad_grad_in = widen(grad_grad_in)
     t = widen(t)
     slope = tl.where(t < 0, -1.0, 1.0) - 2.0 * t  # of |t|·(1 - |t|)
-    return grad_grad_in * _derivative(tl.abs(t)), grad_grad_in * widen(grad_out) * slope
+    return _gradient(grad_grad_in, tl.abs(t), dtype), grad_grad_in * widen(grad_out) * slope

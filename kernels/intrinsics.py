@@ -1,6 +1,6 @@
 """The few machine operations the formulas are built on, each with its stated error.
 
-On NVIDIA they are single instructions. In Triton's interpreter, which runs a kernel as NumPy and knows neither
+On NVIDIA they are one instruction or a few. In Triton's interpreter, which runs a kernel as NumPy and knows neither
 inline assembly nor a fused multiply-add, each is what the hardware does, spelled in NumPy's terms: the same roundings,
 so that a test in the interpreter sees the arithmetic of the GPU. Elsewhere (AMD) they are Triton's portable forms.
 """
@@ -81,6 +81,44 @@ def reciprocal_approx(x):
         )
     else:
         return 1.0 / x
+
+
+@triton.jit
+def one_minus(x):
+    """1 - x rounded toward zero, for a float32 x from 0 to 1 (PTX ``sub.rz``): 1 where x is 0, and only there."""
+    if _emits_ptx():
+        return tl.inline_asm_elementwise(
+            "sub.rz.f32 $0, 0f3F800000, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        nearest = 1.0 - x
+        above = (1.0 - nearest < x).to(tl.int32)  # this difference is exact
+        return (nearest.to(tl.int32, bitcast=True) - above).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def multiply_to_odd(a, b):
+    """a·b for float32, rounded to odd: where it is not exact, the neighbour whose last bit is 1.
+
+    That one is never halfway between two numbers of 22 bits or fewer, nor one of them. So rounded again, to nearest, it
+    gives what the exact product does.
+    """
+    if _emits_ptx():
+        down = tl.inline_asm_elementwise(
+            "mul.rm.f32 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.float32, is_pure=True, pack=1
+        )
+        up = tl.inline_asm_elementwise(
+            "mul.rp.f32 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.float32, is_pure=True, pack=1
+        )
+        return tl.where((down.to(tl.int32, bitcast=True) & 1) != 0, down, up)
+    else:
+        product = a.to(tl.float64) * b  # exact
+        nearest = product.to(tl.float32)
+        distance = tl.abs(product) - tl.abs(nearest)
+        bits = nearest.to(tl.int32, bitcast=True)
+        even = (bits & 1) == 0
+        step = (even & (distance > 0)).to(tl.int32) - (even & (distance < 0)).to(tl.int32)
+        return (bits + step).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from .prepared import launch_prepared
 # Elements that one program handles, by the bytes of an element. With 4 warps of 32 threads, two 16-byte accesses a
 # thread and operand for 16-bit dtypes and four for wider ones. Not tuned on a GPU yet (python -m bench tune). With 8,
 # 16 and 32 elements a thread python -m bench codegen counts 9.4, 9.1 and 11.0 sm_90 instructions an element for
-# bfloat16 forward, 25.4, 24.9 and 25.0 for float32.
+# bfloat16 forward, 25.3, 24.9 and 25.0 for float32.
 BLOCK_SIZES = {2: 2048, 4: 2048, 8: 1024}
 
 

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from sigmoid_op import SigmoidFunction, sigmoid
+from sigmoid_op.autograd import GradientFunction, SigmoidBackwardFunction
+from sigmoid_op.exact import ExactBackwardFunction
 from tests.conftest import Path
 from tests.ulp import (
     BACKWARD_ULPS,
@@ -14,6 +16,7 @@ from tests.ulp import (
     FORWARD_ULPS,
     HALF_DTYPES,
     assert_within_ulps,
+    correctly_rounded,
     every_16bit,
     exact_backward,
     exact_sigmoid,
@@ -91,13 +94,60 @@ def test_subnormal_results(kernel_path: Path, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
 def test_backward_of_every_16bit_out(path: Path, dtype: torch.dtype) -> None:
-    """grad_out·out·(1 - out) is rounded once: within 0.51 ulp for every finite out."""
-    out = every_16bit(dtype)
-    out = out[out.isfinite() & (out >= 0) & (out <= 1)]
+    """grad_out·out·(1 - out) is within the table's ulps for every out from 0 to 1."""
+    out = _every_out(dtype)
     generator = torch.Generator().manual_seed(1)
     for grad_out in (torch.ones_like(out), torch.randn(out.shape, generator=generator).to(dtype)):
         grad_in = _gradient_of(out, grad_out, path)
         assert_within_ulps(grad_in, exact_backward(grad_out, out), _backward_ulps(path, dtype))
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
+@pytest.mark.parametrize("function", [SigmoidBackwardFunction, ExactBackwardFunction])
+def test_backward_is_correctly_rounded(kernel_path: Path, function: type[GradientFunction], dtype: torch.dtype) -> None:
+    """The 16-bit gradient is the nearest number, subnormal ones included, for every out and 32 values of grad_out."""
+    grad_out, out = _pairs(dtype)
+    grad_in = function.apply(grad_out.to(kernel_path.device), out.to(kernel_path.device)).cpu()
+    nearest = correctly_rounded(exact_backward(grad_out, out), dtype)
+    assert torch.equal(grad_in, nearest)
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
+def test_the_pairs_catch_a_second_rounding(dtype: torch.dtype) -> None:
+    """Rounded to float32 first, to nearest or towards zero, some of the gradients would not be the nearest number."""
+    grad_out, out = _pairs(dtype)
+    exact = exact_backward(grad_out, out)
+    nearest = correctly_rounded(exact, dtype)
+    to_nearest = exact.float()
+    towards_zero = torch.where(to_nearest.abs() > exact.abs(), to_nearest.nextafter(torch.zeros(())), to_nearest)
+    for twice in (to_nearest, towards_zero):
+        assert 0 < (twice.to(dtype) != nearest).sum() < out.numel() / 100
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_special_gradients(path: Path, dtype: torch.dtype) -> None:
+    """Signed zeros, infinities and NaN come out of the gradient as IEEE arithmetic has them; inf · 0 is NaN."""
+    pairs = torch.cartesian_prod(torch.tensor([*SPECIAL, 1.0, -1.0]), torch.tensor([0.0, 0.01, 0.5, 1.0, torch.nan]))
+    grad_out, out = pairs.to(dtype).unbind(1)
+    expected = (grad_out.double() * out.double() * (1 - out.double())).to(dtype)
+    special = ~expected.isfinite() | (expected == 0)
+    grad_in = _gradient_of(out.contiguous(), grad_out.contiguous(), path)
+    torch.testing.assert_close(grad_in[special], expected[special], rtol=0, atol=0, equal_nan=True)
+    number = ~expected.isnan()
+    assert torch.equal(grad_in[number].signbit(), expected[number].signbit())
+
+
+def _every_out(dtype: torch.dtype) -> Tensor:
+    out = every_16bit(dtype)
+    return out[(out >= 0) & (out <= 1)]
+
+
+def _pairs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Every out from 0 to 1 with 32 values of grad_out, two of which make ties of bfloat16 hard to see."""
+    drawn = torch.randn(30, generator=torch.Generator().manual_seed(3))
+    grad_out = torch.cat([drawn, torch.tensor([10.625, 13.0])]).to(dtype)
+    pairs = torch.cartesian_prod(grad_out, _every_out(dtype))
+    return pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
@@ -112,8 +162,6 @@ def test_backward_on_a_dense_sample(path: Path, dtype: torch.dtype) -> None:
 
 
 def _gradient_of(out: Tensor, grad_out: Tensor, path: Path) -> Tensor:
-    from sigmoid_op.autograd import SigmoidBackwardFunction
-
     grad_in: Tensor = SigmoidBackwardFunction.apply(grad_out.to(path.device), out.to(path.device))
     return grad_in.cpu()
 
