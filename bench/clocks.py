@@ -92,6 +92,7 @@ class Replays:
 
     def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
         self._source = torch.zeros(4 * _l2_bytes(device), dtype=torch.uint8, device=device)
         self._target = torch.empty_like(self._source)
 
@@ -108,21 +109,25 @@ class Replays:
         graph = self._capture([call] * n_calls, keep_results=False)
         return _replay_sampler(graph, n_calls, graph.replay)
 
+    @contextmanager
+    def on_capture_stream(self) -> Iterator[None]:
+        """For a forward pass whose backward is to be captured: autograd runs a node on the stream of its forward."""
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self._stream):
+            yield
+        torch.cuda.synchronize()
+
     def _evict(self) -> None:
         self._target.copy_(self._source)
 
     def _capture(self, calls: Sequence[Call], *, keep_results: bool) -> torch.cuda.CUDAGraph:
         """One CUDA graph of ``calls``. With ``keep_results`` no result takes the memory of an earlier one."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        with self.on_capture_stream():
             calls[0]()  # compiles and initialises what may not be done inside a capture
-        torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         results = []
         # A collection could free a kernel of an earlier provider, and unloading it would end the capture.
-        with _without_gc(), torch.cuda.graph(graph, pool=self._pool):
+        with _without_gc(), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             for call in calls:
                 result = call()
                 if keep_results:

@@ -49,7 +49,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 def sources_sha256() -> str:
     """A digest of the library's and the benchmark's Python files: it ties a run to a commit where there is no git."""
     digest = hashlib.sha256()
-    for folder in ("bench", "kernels", "sigmoid_op"):
+    for folder in ("bench", "kernels", "sigmoid_op", "sigmoid_op/family"):
         for path in sorted((ROOT / folder).glob("*.py")):
             digest.update(f"{folder}/{path.name}\n".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Run the whole GPU programme: tests, accuracy, the grid, recorded calls, host profile, training, tuning.
+"""Run the whole GPU programme: tests, accuracy, the grid, the family, recorded calls, host profile, training, tuning.
 
 The parts run in order of worth, each in a process of its own, and write their files as they end. When the time is
 spent, the part that runs is interrupted, keeps what it has measured, and the rest is left out. Without CUDA, or with
@@ -53,16 +53,20 @@ class Part:
 
 
 PARTS: tuple[Part, ...] = (
-    Part("tests", ("pytest", "-m", "gpu", "--quiet"), 150),
-    Part("accuracy", ("bench", "accuracy"), 110, ("--stride", "1000003")),
+    Part("tests", ("pytest", "-m", "gpu", "--quiet"), 130),
+    Part("accuracy", ("bench", "accuracy"), 100, ("--stride", "1000003")),
     Part(
-        "grid", ("bench", "grid"), 240, ("--quick", "--sizes", "1", "2^12", "--dtypes", "bfloat16", "float32"),
+        "grid", ("bench", "grid"), 150, ("--quick", "--sizes", "1", "2^12", "--dtypes", "bfloat16", "float32"),
         paced=True,
     ),
-    Part("recorded", ("bench", "grid", "--cases", "recorded", "--no-compile"), 60, ("--quick",), paced=True),
-    Part("host", ("bench", "host"), 30, ("--rounds", "3")),
-    Part("digits", ("bench", "train"), 45, ("--steps", "5")),
-    Part("revive", ("bench", "revive"), 75, ("--steps", "3", "--seeds", "1")),
+    Part(
+        "family", ("bench", "grid", "--ops", "all"), 100, ("--quick", "--dtypes", "bfloat16"), paced=True,
+    ),
+    Part("recorded", ("bench", "grid", "--cases", "recorded", "--no-compile"), 35, ("--quick",), paced=True),
+    Part("host", ("bench", "host"), 20, ("--rounds", "3")),
+    Part("digits", ("bench", "train"), 25, ("--steps", "5")),
+    Part("revive", ("bench", "revive"), 50, ("--steps", "3", "--seeds", "1")),
+    Part("multilabel", ("bench", "train", "--task", "multilabel"), 30, ("--steps", "3")),
     Part("tune", ("bench", "tune"), 210, ("--rehearse",), paced=True),
 )  # fmt: skip
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from bench import clocks, providers
 from bench.cases import Case, Inputs, Layout, Pass
 from bench.clocks import Effort, Sampler
+from bench.pace import keep_what_works
 from bench.providers import COPY, OURS, TORCH, Call, kernel_call
 from bench.results import Spread
-from bench.runner import keep_what_works
 from bench.verify import (
     BACKWARD_ULPS,
     FORWARD_ULPS,

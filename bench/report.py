@@ -10,10 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import plot
+from bench import family_plot, family_report, plot
 from bench.cases import DTYPES, PASSES
+from bench.cells import number, peak_cell, ratio_cell, time_cell
 from bench.providers import COMPILED, COPY, OURS, TORCH, TUTORIAL
-from bench.results import CLOCKS, Measurement, Results, Spread
+from bench.results import CLOCKS, FAMILY, Measurement, Results
 
 # A README's table has room for a few sizes: one element, launch-bound, about L2, beyond L2, and the largest.
 MARKDOWN_SIZES = ("2^0", "2^10", "2^16", "2^20", "2^24", "2^26", "2^30")
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"python -m bench report: error: {error}", file=sys.stderr)
         return 2
     if args.markdown:
-        print(markdown(results))
+        print(family_report.markdown(results) if results.kind == FAMILY else markdown(results))
     else:
         folder: Path = args.out or args.results.parent
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,10 +47,9 @@ def run(args: argparse.Namespace) -> int:
 def present(results: Results, folder: Path) -> None:
     """Print the tables and what went wrong, draw the plots into ``folder``, and name the files."""
     console = output_console()
-    for table in tables(results):
+    of_a_family = results.kind == FAMILY
+    for table in family_report.tables(results) if of_a_family else tables(results):
         console.print(table)
-    if results.measurements:
-        console.print(summary(results))
     if results.environment["device_type"] == "cpu":
         console.print(
             "Timed on a CPU: the fallback, PyTorch's own kernels behind the library's wrapper, not the Triton kernels."
@@ -60,7 +60,7 @@ def present(results: Results, folder: Path) -> None:
         console.print("Interrupted: this is what was measured until then.")
     if results.status == "out of time":
         console.print(f"Out of time: {results.environment['cases_left_out']} cases were not measured.")
-    files = [results.path, *plot.draw(results, folder)]
+    files = [results.path, *(family_plot.draw if of_a_family else plot.draw)(results, folder)]
     console.print(f"Results in {folder}: {', '.join(path.name for path in files)}", soft_wrap=True, highlight=False)
 
 
@@ -70,11 +70,13 @@ def output_console() -> Console:
 
 
 def tables(results: Results) -> Iterator[Table]:
-    """Every measurement, a table for each clock and pass."""
+    """Every measurement, a table for each clock and pass; then how the library compares over all."""
     for clock, pass_ in product(CLOCKS, PASSES):
         group = [m for m in results.measurements if (m.clock, m.pass_) == (clock, pass_)]
         if group:
             yield _table(f"{pass_}: {clock} time", group)
+    if results.measurements:
+        yield summary(results)
 
 
 def summary(results: Results) -> Table:
@@ -151,38 +153,18 @@ def _table(title: str, measurements: list[Measurement]) -> Table:
         copy = m.ratio(COPY, OURS)
         bandwidth = m.gigabytes_per_second(OURS)
         cells = [
-            _time(m, OURS),
-            _time(m, TORCH),
-            *(_time(m, name) for name in others),
-            _ratio(m.ratio(TORCH, OURS)),
-            _number(bandwidth) if bandwidth else "",
+            time_cell(m, OURS),
+            time_cell(m, TORCH),
+            *(time_cell(m, name) for name in others),
+            ratio_cell(m.ratio(TORCH, OURS)),
+            number(bandwidth) if bandwidth else "",
             f"{100 * copy.median:.0f}" if copy else "",
-            *([_peak(m)] if with_memory else []),
+            *([peak_cell(m, OURS, TORCH)] if with_memory else []),
             m.path,
         ]
         count = f" ({m.case['count']} calls)" if m.case["kind"] == "recorded" else ""
         table.add_row(m.case["dtype"], m.case["label"] + count, *cells)
     return table
-
-
-def _time(m: Measurement, provider: str) -> str:
-    if provider in m.failures:
-        return "failed"
-    time_us = m.time_us(provider)
-    return f"{_number(time_us.median)} ({_number(time_us.p20)}–{_number(time_us.p80)})" if time_us else ""
-
-
-def _number(value: float) -> str:
-    """Three digits, without an exponent where there are more."""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def _ratio(ratio: Spread | None) -> str:
-    return f"{ratio.median:.3f} ({ratio.p20:.2f}–{ratio.p80:.2f})" if ratio else ""
-
-
-def _peak(m: Measurement) -> str:
-    return ", ".join(f"{m.peak_bytes[name] / 2**20:.4g}" if name in m.peak_bytes else "-" for name in (OURS, TORCH))
 
 
 def _markdown_cell(m: Measurement) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+KINDS = GRID, FAMILY = "grid", "family"
 CLOCKS = WALL, COLD, WARM = "wall", "device, cold L2", "device, warm L2"
 SAVE_EVERY_SECONDS = 5.0
 
@@ -68,12 +69,13 @@ class Measurement:
 
 @dataclass
 class Results:
-    """``status`` is "running", "interrupted", "out of time" or "complete"."""
+    """``status`` is "running", "interrupted", "out of time" or "complete"; ``kind`` is one of KINDS."""
 
     path: Path
     environment: dict[str, Any]
     measurements: list[Measurement] = field(default_factory=list)
     status: str = "running"
+    kind: str = GRID
     _saved_at: float = 0.0
 
     def add(self, measurement: Measurement) -> None:
@@ -85,7 +87,7 @@ class Results:
     def save(self) -> None:
         """Replace the file as a whole, so that a reader never sees half of it. One measurement a line."""
         head = json.dumps(
-            {"schema": SCHEMA, "kind": "grid", "status": self.status, "environment": self.environment}, indent=1
+            {"schema": SCHEMA, "kind": self.kind, "status": self.status, "environment": self.environment}, indent=1
         )
         lines = ",\n".join(json.dumps(asdict(measurement)) for measurement in self.measurements)
         unfinished = self.path.with_suffix(".tmp")
@@ -97,9 +99,11 @@ class Results:
     def load(cls, path: Path) -> "Results":
         """Read a file that ``save`` wrote; ValueError for any other."""
         data = json.loads(path.read_text())
-        if not isinstance(data, dict) or (data.get("schema"), data.get("kind")) != (SCHEMA, "grid"):
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("kind") not in KINDS:
             raise ValueError(f"{path} is not a results file of python -m bench (schema {SCHEMA})")
-        return cls(path, data["environment"], [Measurement(**m) for m in data["measurements"]], data["status"])
+        return cls(
+            path, data["environment"], [Measurement(**m) for m in data["measurements"]], data["status"], data["kind"]
+        )
 
     @property
     def failures(self) -> list[str]:

@@ -9,20 +9,18 @@ before anything is timed.
 import argparse
 import math
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bench import cases, clocks, report
+from bench import cases, clocks, family, pace, report
 from bench.cases import DTYPES, PASSES, Case, Inputs, Pass
 from bench.clocks import Effort, Sampler
-from bench.environment import environment, free_bytes, gpu
+from bench.environment import environment, free_bytes
+from bench.members import OPS
 from bench.options import add_device_and_out, choose_device, elements, minutes, output_folder
+from bench.pace import keep_what_works
 from bench.providers import Call, Provider, kernel_call, path, providers, user_call
 from bench.results import CLOCKS, COLD, WALL, WARM, Measurement, Results
 from bench.verify import verify
@@ -35,28 +33,30 @@ QUICK_EFFORT = Effort(seconds=0.05, min_rounds=5, max_rounds=15)
 # launch-bound, one that fits in a GPU's L2 cache, one that does not.
 COMPILED_SIZES = (2**12, 2**20, 2**26)
 
-T = TypeVar("T")
-U = TypeVar("U")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_and_out(parser)
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--cases", choices=["grid", "recorded"], default="grid", help="sizes by powers of two, or calls of real models"
     )
-    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES), help="default: all four")
+    what.add_argument("--ops", nargs="+", choices=["all", *OPS], help="not sigmoid, but these ops built on it, or all")
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=list(DTYPES), help="default: all four; with --ops all but float64"
+    )
     parser.add_argument("--sizes", nargs="+", type=elements, help="element counts, such as 1000 or 2^20")
     parser.add_argument(
         "--max-elements",
         type=elements,
-        help="the largest default size (2^30 on CUDA, 2^24 on a CPU, 2^20 with --quick)",
+        help="the largest default size (2^30 on CUDA, 2^24 on a CPU, 2^20 with --quick; "
+        "with --ops 2^28 on CUDA, 2^20 on a CPU)",
     )
     parser.add_argument("--quick", action="store_true", help="fewer sizes, fewer samples")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="time torch.compile in every case (default: on CUDA at 2^12, 2^20 and 2^26 elements; "
-        "a CPU needs a C++ compiler)",
+        help="time torch.compile in every case (default: on CUDA at 2^12, 2^20 and 2^26 elements, "
+        "with --ops at 2^26; a CPU needs a C++ compiler)",
     )
     parser.add_argument("--minutes", type=minutes, default=math.inf, help="end by then, sampling less in each case")
 
@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
             "TRITON_INTERPRET is set: unset it, nothing timed in Triton's interpreter means anything", file=sys.stderr
         )
         return 2
+    if args.ops:
+        return family.run(args)
     chosen, too_large = select_cases(args, device)
     if too_large:
         print(f"Left out for want of memory: {', '.join(dict.fromkeys(case.label for case in too_large))} elements.")
@@ -83,14 +85,15 @@ def run(args: argparse.Namespace) -> int:
 
 def select_cases(args: argparse.Namespace, device: torch.device) -> tuple[list[Case], list[Case]]:
     """The cases asked for: those that fit in memory, and those that do not."""
+    dtypes = args.dtypes or list(DTYPES)
     if args.cases == "recorded":
-        found = [case for case in cases.recorded() if case.dtype_name in args.dtypes]
+        found = [case for case in cases.recorded() if case.dtype_name in dtypes]
     else:
         default_limit = 2**20 if args.quick else 2**30 if device.type == "cuda" else 2**24
         limit = args.max_elements or default_limit
         step = 4 if args.quick else 2
         sizes = args.sizes or [2**exponent for exponent in range(0, 31, step) if 2**exponent <= limit]
-        found = list(cases.grid([DTYPES[name] for name in args.dtypes], sizes))
+        found = list(cases.grid([DTYPES[name] for name in dtypes], sizes))
     # Operands and results of verification and timing come to at most 10 tensors, or some GiB where tensors are small.
     available = free_bytes(device) - 2**30 * (8 if device.type == "cuda" else 1)
     fits = [10 * case.n_elements * case.dtype.itemsize <= available for case in found]
@@ -109,41 +112,13 @@ def measure_all(
     effort: Effort,
     seconds: float = math.inf,
 ) -> None:
-    """Measure case after case into ``results``, which are saved whatever happens; time or Ctrl-C may end it early.
+    """Measure the cases from coarse to fine: what time cuts short has a lower resolution, not a smaller range."""
 
-    Cases come from coarse to fine: what is cut short has a lower resolution, not a smaller range.
-    """
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    )  # fmt: skip
-    results.save()
-    ordered = sorted(chosen, key=lambda case: cases.fineness(case.n_elements))
-    deadline = time.monotonic() + seconds
-    try:
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task("", total=len(chosen))
-            for done, case in enumerate(ordered):
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    results.status = "out of time"
-                    results.environment["cases_left_out"] = len(ordered) - done
-                    break
-                progress.update(task, description=f"{case.dtype_name} {case.label}")
-                affordable = _share(effort, left / (len(ordered) - done))
-                compiles = _compiles_by_default(case, device) if with_compile is None else with_compile
-                for measurement in measure(case, device, with_compile=compiles, effort=affordable):
-                    results.add(measurement)
-                progress.advance(task)
-            else:
-                results.status = "complete"
-    except KeyboardInterrupt:
-        results.status = "interrupted"
-    finally:
-        if device.type == "cuda":
-            results.environment["gpu_at_end"] = gpu(device)
-        position = [case.to_json() for case in chosen]
-        results.measurements.sort(key=lambda m: position.index(m.case))
-        results.save()
+    def measure_one(case: Case, share: float) -> Iterator[Measurement]:
+        compiles = _compiles_by_default(case, device) if with_compile is None else with_compile
+        return measure(case, device, with_compile=compiles, effort=_share(effort, share))
+
+    pace.measure_in_turn(chosen, lambda case: cases.fineness(case.n_elements), measure_one, device, results, seconds)
 
 
 def _share(effort: Effort, seconds: float) -> Effort:
@@ -237,17 +212,6 @@ def device_time(
 
 def _measurement(case: Case, pass_: Pass, clock: str, runs: str, failures: dict[str, str]) -> Measurement:
     return Measurement(case.to_json(), pass_, clock, runs, case.bytes_moved(pass_), failures=dict(failures))
-
-
-def keep_what_works(make: Callable[[T], U], sources: Mapping[str, T], failures: dict[str, str]) -> dict[str, U]:
-    """``make`` of each source; where one raises, ``failures`` gets the reason and the others are still worth timing."""
-    made = {}
-    for name, source in sources.items():
-        try:
-            made[name] = make(source)
-        except Exception as error:
-            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    return made
 
 
 def _nothing() -> None:

@@ -154,10 +154,10 @@ class CudaOnPaper:
         replacements: dict[str, Any] = {
             "CUDAGraph": Graph,
             "Event": Event,
-            "Stream": lambda: stream,
+            "Stream": lambda device: stream,
             "current_stream": lambda: stream,
             "stream": lambda _: nullcontext(),
-            "graph": lambda graph, pool: nullcontext(),
+            "graph": lambda graph, pool, stream: nullcontext(),
             "graph_pool_handle": lambda: (0, 1),
             "synchronize": lambda: None,
             "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=2**16),

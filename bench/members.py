@@ -1,0 +1,171 @@
+"""The family: for each op what is timed, on which inputs, against what, and the bytes that must move. One row each."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.cases import Pass
+from bench.torchvision_focal import reference_focal_loss
+from sigmoid_op.family.bce import binary_cross_entropy_with_logits
+from sigmoid_op.family.focal import sigmoid_focal_loss
+from sigmoid_op.family.gate import sigmoid_gate
+from sigmoid_op.family.glu import glu
+from sigmoid_op.family.logsigmoid import logsigmoid
+from sigmoid_op.family.silu import silu
+from sigmoid_op.family.swiglu import swiglu
+
+Op = Callable[..., Tensor]
+Operands = tuple[Tensor, ...]
+
+# Realistic last dimensions: 4096 features of a transformer, 1024 classes, and images of 256 channels of 32 x 32.
+FEATURES, CLASSES, IMAGE = 4096, 1024, (256, 32, 32)
+LEAST_ELEMENTS = 2**18  # one such image; all sizes are multiples of it
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Elements read and written per element of the result, for a loss of the logits. What is small is not counted."""
+
+    forward: int
+    backward: int
+
+    def of(self, pass_: Pass) -> int:
+        return {"forward": self.forward, "backward": self.backward}.get(pass_, self.forward + self.backward)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One op on one kind of input.
+
+    ``inputs`` makes operands for a number of elements, of which the first ``n_gradients`` are differentiated. ``goal``:
+    how many times as fast as eager PyTorch forward and backward together are to be. ``rivals``: by the name of a
+    package, how to get its form of the op where it is installed.
+    """
+
+    name: str
+    op: str
+    inputs: Callable[[int, torch.dtype, torch.device], Operands]
+    n_gradients: int
+    ours: Op
+    eager: Op
+    traffic: Traffic
+    eager_traffic: Traffic
+    goal: float | None = None
+    rivals: Mapping[str, Callable[[], Op]] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def _randn(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.randn(shape, dtype=dtype, device=device)
+
+
+def _one(n: int, dtype: torch.dtype, device: torch.device) -> Operands:
+    return (_randn(n // FEATURES, FEATURES, dtype=dtype, device=device),)
+
+
+def _two(n: int, dtype: torch.dtype, device: torch.device) -> Operands:
+    return _one(n, dtype, device) + _one(n, dtype, device)
+
+
+def _packed(n: int, dtype: torch.dtype, device: torch.device) -> Operands:
+    return (_randn(n // FEATURES, 2 * FEATURES, dtype=dtype, device=device),)
+
+
+def _packed_channels(n: int, dtype: torch.dtype, device: torch.device) -> Operands:
+    channels, height, width = IMAGE
+    return (_randn(n // LEAST_ELEMENTS, 2 * channels, height, width, dtype=dtype, device=device),)
+
+
+def _image_and_channel_gate(n: int, dtype: torch.dtype, device: torch.device) -> Operands:
+    images = n // LEAST_ELEMENTS
+    gate = _randn(images, IMAGE[0], 1, 1, dtype=dtype, device=device)
+    return _randn(images, *IMAGE, dtype=dtype, device=device), gate
+
+
+def _channels_last(n: int, dtype: torch.dtype, device: torch.device) -> Operands:
+    x, gate = _image_and_channel_gate(n, dtype, device)
+    return x.contiguous(memory_format=torch.channels_last), gate
+
+
+def _logits_and_labels(n: int, dtype: torch.dtype, device: torch.device) -> Operands:
+    logits = _randn(n // CLASSES, CLASSES, dtype=dtype, device=device)
+    return logits, torch.empty_like(logits).bernoulli_(0.25)
+
+
+def _with_pos_weight(n: int, dtype: torch.dtype, device: torch.device) -> Operands:
+    return *_logits_and_labels(n, dtype, device), torch.full((CLASSES,), 3.0, dtype=dtype, device=device)
+
+
+def _eager_gate(x: Tensor, gate: Tensor) -> Tensor:
+    return x * torch.sigmoid(gate)
+
+
+def _eager_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+def _eager_packed_swiglu(x: Tensor) -> Tensor:
+    return _eager_swiglu(*x.chunk(2, -1))
+
+
+def _eager_focal(inputs: Tensor, targets: Tensor) -> Tensor:
+    return reference_focal_loss(inputs, targets, reduction="mean")
+
+
+def _focal(inputs: Tensor, targets: Tensor) -> Tensor:
+    return sigmoid_focal_loss(inputs, targets, reduction="mean")
+
+
+def _bce(logits: Tensor, target: Tensor, pos_weight: Tensor | None = None) -> Tensor:
+    return binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight)
+
+
+def _eager_bce(logits: Tensor, target: Tensor, pos_weight: Tensor | None = None) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight)
+
+
+def _liger_swiglu() -> Op:
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+    op: Op = LigerSiLUMulFunction.apply
+    return op
+
+
+def _flag_gems_swiglu() -> Op:
+    from flag_gems.fused import silu_and_mul
+
+    op: Op = silu_and_mul
+    return op
+
+
+_SWIGLU_RIVALS = MappingProxyType({"liger_kernel": _liger_swiglu, "flag_gems": _flag_gems_swiglu})
+
+# The eager traffic is that of the operators PyTorch 2.11 to 2.13 run, as torch.profiler lists them, each of which reads
+# its operands and writes its result. For the cross-entropy with logits forward: log_sigmoid 2, a tensor of ones 1,
+# sub_ 3, mul_ 3, sub_ 3, mean 1; backward: sigmoid 2, sub_ 3, mul_ 2, div_ 2.
+MEMBERS: tuple[Member, ...] = (
+    Member("sigmoid_gate", "sigmoid_gate", _two, 2, sigmoid_gate, _eager_gate, Traffic(3, 5), Traffic(5, 9), goal=1.6),
+    Member("sigmoid_gate, SE", "sigmoid_gate", _image_and_channel_gate, 2, sigmoid_gate, _eager_gate,
+           Traffic(2, 3), Traffic(2, 6), goal=1.6),
+    Member("sigmoid_gate, SE channels_last", "sigmoid_gate", _channels_last, 2, sigmoid_gate, _eager_gate,
+           Traffic(2, 3), Traffic(2, 6), goal=1.6),
+    Member("silu", "silu", _one, 1, silu, F.silu, Traffic(2, 3), Traffic(2, 3)),
+    Member("swiglu", "swiglu", _two, 2, swiglu, _eager_swiglu, Traffic(3, 5), Traffic(5, 9), goal=1.6,
+           rivals=_SWIGLU_RIVALS),
+    Member("swiglu, packed", "swiglu", _packed, 1, swiglu, _eager_packed_swiglu, Traffic(3, 5), Traffic(5, 13),
+           goal=1.6),
+    Member("glu", "glu", _packed, 1, glu, F.glu, Traffic(3, 5), Traffic(3, 5)),
+    Member("glu, dim=1", "glu", _packed_channels, 1, lambda x: glu(x, 1), lambda x: F.glu(x, 1),
+           Traffic(3, 5), Traffic(3, 5)),
+    Member("logsigmoid", "logsigmoid", _one, 1, logsigmoid, F.logsigmoid, Traffic(2, 3), Traffic(2, 3)),
+    Member("bce_with_logits", "binary_cross_entropy_with_logits", _logits_and_labels, 1, _bce, _eager_bce,
+           Traffic(2, 3), Traffic(13, 9), goal=4.0),
+    Member("bce_with_logits, pos_weight", "binary_cross_entropy_with_logits", _with_pos_weight, 1, _bce, _eager_bce,
+           Traffic(2, 3), Traffic(20, 19), goal=4.0),
+    Member("sigmoid_focal_loss", "sigmoid_focal_loss", _logits_and_labels, 1, _focal, _eager_focal, Traffic(2, 3),
+           Traffic(47, 44), goal=8.0),
+)  # fmt: skip
+OPS = tuple(dict.fromkeys(member.op for member in MEMBERS))

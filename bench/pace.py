@@ -1,0 +1,85 @@
+"""Case after case into a results file, as many as the time allows, whatever fails in one of them."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bench.environment import gpu
+from bench.results import Measurement, Results
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Case(Protocol):
+    """What is measured, by its name and by what a results file says of it."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def dtype_name(self) -> str: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+C = TypeVar("C", bound=Case)
+
+
+def measure_in_turn(
+    chosen: Sequence[C],
+    importance: Callable[[C], Any],
+    measure: Callable[[C, float], Iterator[Measurement]],
+    device: torch.device,
+    results: Results,
+    seconds: float,
+) -> None:
+    """Measure case after case into ``results``, which are saved whatever happens; time or Ctrl-C may end it early.
+
+    The cases with the smallest ``importance`` come first; the file has them in the order of ``chosen``. ``measure``
+    gets a case and the seconds that are its share of what is left.
+    """
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    results.save()
+    ordered = sorted(chosen, key=importance)
+    deadline = time.monotonic() + seconds
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task("", total=len(chosen))
+            for done, case in enumerate(ordered):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    results.status = "out of time"
+                    results.environment["cases_left_out"] = len(ordered) - done
+                    break
+                progress.update(task, description=f"{case.dtype_name} {case.label}")
+                for measurement in measure(case, left / (len(ordered) - done)):
+                    results.add(measurement)
+                progress.advance(task)
+            else:
+                results.status = "complete"
+    except KeyboardInterrupt:
+        results.status = "interrupted"
+    finally:
+        if device.type == "cuda":
+            results.environment["gpu_at_end"] = gpu(device)
+        position = [case.to_json() for case in chosen]
+        results.measurements.sort(key=lambda m: position.index(m.case))
+        results.save()
+
+
+def keep_what_works(make: Callable[[T], U], sources: Mapping[str, T], failures: dict[str, str]) -> dict[str, U]:
+    """``make`` of each source; where one raises, ``failures`` gets the reason and the others are still worth timing."""
+    made = {}
+    for name, source in sources.items():
+        try:
+            made[name] = make(source)
+        except Exception as error:
+            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    return made
