@@ -24,10 +24,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from bench.digits import Task, digits
 from bench.environment import environment
 from bench.options import add_device_and_out, choose_device, output_folder, positive
 from bench.report import output_console
-from bench.train import Task, digits
+from bench.side_by_side import one_thread
 from sigmoid_op import Sigmoid
 
 BATCH, ROWS, WIDTH, LEARNING_RATE, GATE_BIAS = 128, 8, 32, 1e-2, 8.0
@@ -100,12 +101,8 @@ def run(args: argparse.Namespace) -> int:
     task = digits(device)
     jobs = [(variant, seed) for seed in range(args.seeds) for variant in VARIANTS]
     progress = track(jobs, "train", console=Console(stderr=True), transient=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tensors this small are not worth the waking of a second
-    try:
+    with one_thread():
         histories = [train(variant, seed, task, args.steps) for variant, seed in progress]
-    finally:
-        torch.set_num_threads(threads)
     folder = output_folder(args.out, device)
     record: dict[str, Any] = {
         "schema": 1,

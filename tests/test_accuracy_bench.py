@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench import bounded, proof, reference, revive, sweep
 from bench.__main__ import main
-from bench.train import digits
+from bench.digits import digits
 from sigmoid_op import dispatch
 from sigmoid_op.kernels.sigmoid import sigmoid_forward
 

@@ -221,6 +221,6 @@ def test_a_training_that_differs_is_noticed(
         def forward(self, x: Tensor) -> Tensor:
             return torch.sigmoid(x) * 1.00001
 
-    monkeypatch.setattr("bench.train.Sigmoid", Off)
+    monkeypatch.setattr("bench.digits.Sigmoid", Off)
     assert main(["train", "--device", "cpu", "--steps", "3", "--out", str(tmp_path)]) == 1
     assert "DIFFER" in capsys.readouterr().out
