@@ -22,9 +22,8 @@ from bench import side_by_side
 from bench.digits import digits
 from bench.providers import OURS, TORCH
 from bench.side_by_side import SEED, Learner, Loss, largest_difference
-from bench.torchvision_focal import reference_focal_loss
 from sigmoid_op.family.bce import binary_cross_entropy_with_logits
-from sigmoid_op.family.focal import sigmoid_focal_loss
+from sigmoid_op.family.focal import sigmoid_focal_loss, torchvision_focal_loss
 
 TILES, N_LABELS, ZIPF_EXPONENT = 4, 10, 2
 HIDDEN, LEARNING_RATE = 64, 1e-2
@@ -159,7 +158,7 @@ def _cross_entropy(train_set: Canvases) -> dict[str, Loss]:
 def _focal(train_set: Canvases) -> dict[str, Loss]:
     """With the defaults of torchvision, α = 0.25 and γ = 2, which are those of its source."""
     return {
-        TORCH: lambda logits, y: reference_focal_loss(logits, y, reduction="mean"),
+        TORCH: lambda logits, y: torchvision_focal_loss(logits, y, reduction="mean"),
         OURS: lambda logits, y: sigmoid_focal_loss(logits, y, reduction="mean"),
     }
 

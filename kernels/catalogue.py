@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import formulas, gate_formulas
+from . import formulas, gate_formulas, loss_formulas
 from .frame import frame
 from .pointwise import BLOCK_SIZES, pointwise_kernel
 from .tiled import arguments, tiled_kernel, tiling
@@ -62,7 +62,7 @@ class TiledKernel:
     formula: Any
     operands: Callable[[torch.dtype], tuple[Operands, Operands]]
     scalars: int = 0
-    constants: tuple[Any, ...] = ()
+    constants: Callable[[torch.dtype], tuple[Any, ...]] = lambda dtype: ()
     summed: int = 0
     axis: int | None = None
     template: Any = tiled_kernel
@@ -80,7 +80,7 @@ class TiledKernel:
         assert layout is not None
         scalars = (meta((1,), torch.float64 if dtype == torch.float64 else torch.float32),) * self.scalars
         tiles = tiling(layout, (outputs + inputs)[0].element_size(), self.axis)
-        return arguments(self.formula, scalars, inputs, outputs, tiles, self.constants, self.summed, self.axis)
+        return arguments(self.formula, scalars, inputs, outputs, tiles, self.constants(dtype), self.summed, self.axis)
 
 
 def _bytes(x: Tensor) -> int:
@@ -127,6 +127,16 @@ def _channels_last_backward(dtype: torch.dtype) -> tuple[Operands, Operands]:
     return (x, x, gate), (x,)
 
 
+def _loss(dtype: torch.dtype) -> tuple[Operands, Operands]:
+    """Input and target; the result is a sum."""
+    return (meta((2**20,), dtype),) * 2, ()
+
+
+def _is_exact(dtype: torch.dtype) -> bool:
+    """Whether a loss of this dtype is computed for more than 16 bits."""
+    return dtype.itemsize > 2
+
+
 SIGMOID: tuple[Kernel, ...] = (
     Kernel("forward", formulas.sigmoid, scalars=0, inputs=1, outputs=1),
     Kernel("backward", formulas.sigmoid_backward, scalars=0, inputs=2, outputs=1),
@@ -144,6 +154,12 @@ FAMILY: tuple[Kernel | TiledKernel, ...] = (
     Kernel("gate backward", gate_formulas.sigmoid_gate_backward, scalars=0, inputs=3, outputs=2),
     Kernel("swiglu", gate_formulas.swiglu, scalars=0, inputs=2, outputs=1),
     Kernel("swiglu backward", gate_formulas.swiglu_backward, scalars=0, inputs=3, outputs=2),
+    Kernel("logsigmoid", loss_formulas.logsigmoid, scalars=0, inputs=1, outputs=1),
+    Kernel("logsigmoid backward", loss_formulas.logsigmoid_backward, scalars=0, inputs=2, outputs=1),
+    TiledKernel("BCE", loss_formulas.bce, _loss, constants=lambda dtype: (False, False, _is_exact(dtype)), summed=1),
+    Kernel("BCE backward", loss_formulas.bce_backward, scalars=1, inputs=2, outputs=1, constants=(False, False)),
+    TiledKernel("focal", loss_formulas.focal, _loss, constants=lambda dtype: (0.25, 2.0, _is_exact(dtype)), summed=1),
+    Kernel("focal backward", loss_formulas.focal_backward, scalars=1, inputs=2, outputs=1, constants=(0.25, 2.0)),
     TiledKernel("packed swiglu", gate_formulas.swiglu, _packed_forward),
     TiledKernel("packed swiglu backward", gate_formulas.swiglu_backward, _packed_backward),
     TiledKernel("glu", gate_formulas.sigmoid_gate, _packed_forward),

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from . import gate_formulas
-from .frame import Frame, frame
-from .pointwise import launch
+from .elementwise import frame_of, write
+from .frame import Frame
 from .tiled import launch_tiled
 
 
@@ -25,10 +25,10 @@ def sigmoid_gate_backward(grad_out: Tensor, x: Tensor, gate: Tensor) -> tuple[Te
     grad_x = torch.empty_like(x)
     if gate.shape == x.shape:
         grad_gate = torch.empty_like(gate)
-        written = _write(gate_formulas.sigmoid_gate_backward, (grad_out, x, gate), (grad_x, grad_gate))
+        written = write(gate_formulas.sigmoid_gate_backward, (grad_out, x, gate), (grad_x, grad_gate))
         return (grad_x, grad_gate) if written else None
     wide = gate.contiguous().expand_as(x)
-    layout = _frame(grad_x, grad_out, x, wide)
+    layout = frame_of(grad_x, grad_out, x, wide)
     axis = None if layout is None else _summed_axis(layout)
     if layout is None or axis is None:
         return None
@@ -71,7 +71,7 @@ def silu_forward(x: Tensor) -> Tensor | None:
 def silu_backward(grad_out: Tensor, x: Tensor) -> Tensor | None:
     """grad_x = grad_out · silu'(x). Moves 3 bytes per byte of ``x``."""
     grad_x = torch.empty_like(x)
-    return grad_x if _write(gate_formulas.silu_backward, (grad_out, x), (grad_x,)) else None
+    return grad_x if write(gate_formulas.silu_backward, (grad_out, x), (grad_x,)) else None
 
 
 def swiglu_forward(gate: Tensor, up: Tensor) -> Tensor | None:
@@ -82,7 +82,7 @@ def swiglu_forward(gate: Tensor, up: Tensor) -> Tensor | None:
 def swiglu_backward(grad_out: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor] | None:
     """grad_gate = grad_out · up · silu'(gate), grad_up = grad_out · silu(gate). Moves 5 bytes per byte of ``gate``."""
     grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
-    written = _write(gate_formulas.swiglu_backward, (grad_out, gate, up), (grad_gate, grad_up))
+    written = write(gate_formulas.swiglu_backward, (grad_out, gate, up), (grad_gate, grad_up))
     return (grad_gate, grad_up) if written else None
 
 
@@ -99,27 +99,9 @@ def packed_swiglu_backward(grad_out: Tensor, x: Tensor) -> Tensor | None:
 def _result(formula: Any, first: Tensor, *others: Tensor) -> Tensor | None:
     """A new tensor, in the memory order of ``first``."""
     out = torch.empty_like(first)
-    return out if _write(formula, (first, *others), (out,)) else None
+    return out if write(formula, (first, *others), (out,)) else None
 
 
 def _packed_gradient(formula: Any, grad_out: Tensor, x: Tensor, dim: int) -> Tensor | None:
     grad_x = torch.empty_like(x)
-    return grad_x if _write(formula, (grad_out, *x.chunk(2, dim)), grad_x.chunk(2, dim)) else None
-
-
-def _frame(*tensors: Tensor) -> Frame | None:
-    return frame(tensors[0].shape, tuple(tensor.stride() for tensor in tensors))
-
-
-def _write(formula: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> bool:
-    """Write the formula's results, by the template that the layouts allow; whether there is one."""
-    if outputs[0].numel() == 0:
-        return True
-    layout = _frame(*outputs, *inputs)
-    if layout is None:
-        return False
-    if layout.is_flat:
-        launch(formula, (), inputs, outputs)
-    else:
-        launch_tiled(formula, (), inputs, outputs, layout)
-    return True
+    return grad_x if write(formula, (grad_out, *x.chunk(2, dim)), grad_x.chunk(2, dim)) else None

@@ -1,4 +1,4 @@
-"""``convert(model)``: every ``nn.Sigmoid`` in a model becomes ours, in place; ``revert(model)`` takes it back."""
+"""``convert(model)``: a model's ``nn.Sigmoid``, ``nn.SiLU`` and the like become ours; ``revert(model)`` undoes it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from sigmoid_op.gate_modules import GLU, SiLU
+from sigmoid_op.loss_modules import BCEWithLogitsLoss, LogSigmoid
 from sigmoid_op.modules import Sigmoid
 
 # PyTorch's modules and ours. Each of ours is a subclass that finds all it needs in an instance of PyTorch's.
@@ -13,6 +14,8 @@ MODULES: dict[type[nn.Module], type[nn.Module]] = {
     nn.Sigmoid: Sigmoid,
     nn.SiLU: SiLU,
     nn.GLU: GLU,
+    nn.LogSigmoid: LogSigmoid,
+    nn.BCEWithLogitsLoss: BCEWithLogitsLoss,
 }
 
 
@@ -36,12 +39,14 @@ class Report:
 def convert(model: nn.Module) -> Report:
     """Make every ``nn.Sigmoid`` in ``model``, itself included, a :class:`sigmoid_op.Sigmoid`, in place.
 
+    The same with ``nn.SiLU``, ``nn.GLU``, ``nn.LogSigmoid`` and ``nn.BCEWithLogitsLoss``.
+
     Only the exact type counts: a subclass, a scripted or a parametrized module and one given to ``fully_shard`` (which
     changes its class) stay as they are, so convert first and wrap afterwards.
 
     Replaced is the module's class, as ``torch.nn.utils.parametrize`` and ``fully_shard`` do it, and not the module: it
     remains the same object wherever it is shared or referred to, with its hooks, flags, name and every other attribute.
-    In a compiled model σ is PyTorch's operator before and after. Whole modules pickled afterwards need this package to
+    A compiled model has PyTorch's operators before and after. Whole modules pickled afterwards need this package to
     load; state dicts do not.
 
     Args:
@@ -54,9 +59,9 @@ def convert(model: nn.Module) -> Report:
 
 
 def revert(model: nn.Module) -> Report:
-    """Undo :func:`convert`: make every ``Sigmoid`` in ``model`` an ``nn.Sigmoid`` again, in place.
+    """Undo :func:`convert`: make every ``Sigmoid`` in ``model`` an ``nn.Sigmoid`` again, and so on, in place.
 
-    Those that were ``Sigmoid`` from the start are not told apart from converted ones.
+    Those that were ours from the start are not told apart from converted ones.
     """
     return _replace(model, {ours: theirs for theirs, ours in MODULES.items()})
 

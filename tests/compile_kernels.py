@@ -8,6 +8,7 @@ In a process of its own because the other tests run kernels in Triton's interpre
 
 import json
 from dataclasses import asdict, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -126,7 +127,8 @@ def main() -> None:
             "misaligned": facts(compile_bfloat16(misaligned_inputs=True)),
         },
         "amd": {
-            f"{k.name}, {name(d)}": amd_widths(compile_kernel(k, d, TARGETS["gfx942"])) for k in SIGMOID for d in DTYPES
+            f"{k.name}, {name(d)}": amd_widths(compile_kernel(k, d, TARGETS["gfx942"]))
+            for k, d in [*product(SIGMOID, DTYPES), *product(FAMILY, FAMILY_DTYPES[:1])]
         },
         "variants": len({compile_bfloat16(n_elements=n).hash for n in LENGTHS}),
         "variants if specialized": len({compile_bfloat16(n_elements=n, template=specialized).hash for n in LENGTHS}),

@@ -1,8 +1,9 @@
 """The paths a call can take, as fixtures: the fallback, the kernels in Triton's interpreter, the kernels on CUDA."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -70,17 +71,18 @@ def fallback(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the formulas launched so far."""
-    from sigmoid_op.kernels import pointwise, sigmoid
+    """The names of the formulas launched so far, by either template."""
+    from sigmoid_op.kernels import pointwise, prepared, tiled
 
     names: list[str] = []
-    launch: Callable[..., None] = pointwise.launch
+    launch = prepared.launch_prepared
 
-    def record(formula: Callable[..., object], *operands: tuple[torch.Tensor, ...]) -> None:
-        names.append(formula.__name__)
-        launch(formula, *operands)
+    def record(kernel: object, grid: tuple[int, int, int], args: tuple[Any, ...], key: tuple[Any, ...]) -> None:
+        names.append(key[0].__name__)
+        launch(kernel, grid, args, key)
 
-    monkeypatch.setattr(sigmoid, "launch", record)
+    for template in (pointwise, tiled):
+        monkeypatch.setattr(template, "launch_prepared", record)
     return names
 
 

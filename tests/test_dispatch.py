@@ -256,6 +256,8 @@ def test_kernels_folder_is_not_a_package_of_its_own() -> None:
 
 def test_public_names() -> None:
     """What the package offers is what it says, and no more."""
-    classes = ["GLU", "SiLU", "Sigmoid", "SigmoidFunction", "SigmoidGate", "SwiGLU"]
-    functions = ["convert", "enable", "glu", "revert", "sigmoid", "sigmoid_", "sigmoid_gate", "silu", "swiglu"]
+    classes = ["BCEWithLogitsLoss", "GLU", "LogSigmoid", "SiLU", "Sigmoid", "SigmoidFocalLoss", "SigmoidFunction"]
+    classes += ["SigmoidGate", "SwiGLU"]
+    functions = ["binary_cross_entropy_with_logits", "convert", "enable", "glu", "logsigmoid", "revert", "sigmoid"]
+    functions += ["sigmoid_", "sigmoid_focal_loss", "sigmoid_gate", "silu", "swiglu"]
     assert sorted(sigmoid_op.__all__) == classes + functions

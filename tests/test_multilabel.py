@@ -16,8 +16,7 @@ from bench.__main__ import main
 from bench.imbalanced import canvases
 from bench.providers import OURS, TORCH
 from bench.side_by_side import Learner, largest_difference
-from bench.torchvision_focal import reference_focal_loss
-from sigmoid_op.family.focal import sigmoid_focal_loss
+from sigmoid_op.family.focal import sigmoid_focal_loss, torchvision_focal_loss
 
 CPU = torch.device("cpu")
 LAUNCHERS = ("bce_forward", "bce_backward", "focal_forward", "focal_backward")
@@ -46,8 +45,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     names: set[str] = set()
 
     def recorded(name: str, launch: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
-        def call(*args: Any) -> Tensor | None:
-            out = launch(*args)
+        def call(*args: Any, **options: Any) -> Tensor | None:
+            out = launch(*args, **options)
             if out is not None:
                 names.add(name)
             return out
@@ -249,7 +248,7 @@ def test_the_reference_is_focal_loss(alpha: float, gamma: float) -> None:
     """-α_t (1 - p_t)^γ log p_t, by mpmath, for either target; without weights for α = -1."""
     x = torch.tensor([-5.0, -0.5, 0.0, 3.0], dtype=torch.float64)
     for target in (0.0, 1.0):
-        loss = reference_focal_loss(x, torch.full_like(x, target), alpha, gamma)
+        loss = torchvision_focal_loss(x, torch.full_like(x, target), alpha, gamma)
         for logit, value in zip(x.tolist(), loss.tolist(), strict=True):
             p_t = 1 / (1 + mpmath.exp(-logit if target else logit))
             alpha_t = 1 if alpha < 0 else alpha if target else 1 - alpha

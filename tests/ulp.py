@@ -26,6 +26,12 @@ BACKWARD_ULPS = {torch.float16: 0.5, torch.bfloat16: 0.5, torch.float32: 1.5, to
 # dtypes it does so in float32.
 FALLBACK_BACKWARD_ULPS = {torch.float16: 0.51, torch.bfloat16: 0.51, torch.float32: 2.5, torch.float64: 2.5}
 
+# Of x·σ(gate), silu and swiglu, whose kernels round σ and at most two products; seen: 1.9 in float32, 3 in float64.
+PRODUCT_ULPS = {**FORWARD_ULPS, torch.float32: 3.0, torch.float64: 4.0}
+# Of their gradients, which have σ(x), σ(-x) and four roundings more; seen: 2.7 in float32, 5 in float64. Where a
+# gradient is a sum, in ulps of its addends' magnitudes: of silu'(x) near its root, or of all that a gate is spread to.
+PRODUCT_GRADIENT_ULPS = {**FORWARD_ULPS, torch.float32: 5.0, torch.float64: 7.0}
+
 
 def assert_within_ulps(result: Tensor, exact: Tensor, ulps: float) -> None:
     assert result.shape == exact.shape

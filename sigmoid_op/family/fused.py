@@ -23,14 +23,20 @@ def forward(ctx: Any, kernel: Callable[..., Tensor | None], op: Op, *operands: T
     return op(*operands) if out is None else out
 
 
-def backward(ctx: Any, kernel: Callable[..., Any], op: Op, grad_out: Tensor) -> Any:
-    """The gradient of each operand; as PyTorch differentiates its own form where this is differentiated again."""
-    operands: tuple[Tensor, ...] = ctx.saved_tensors
+def by_kernel(kernel: Callable[..., Any], grad_out: Tensor, *operands: Tensor | None) -> Any:
+    """What the kernel makes of these; None where it takes none, or where its results are differentiated again."""
     differentiated_again = torch.is_grad_enabled() or dispatch.in_forward_mode()
-    if not differentiated_again and all(dispatch.readable(tensor) for tensor in (grad_out, *operands)):
-        gradients = kernel(grad_out, *operands)
-        if gradients is not None:
-            return gradients
+    if differentiated_again or not all(x is None or dispatch.readable(x) for x in (grad_out, *operands)):
+        return None
+    return kernel(grad_out, *operands)
+
+
+def backward(ctx: Any, kernel: Callable[..., Any], op: Op, grad_out: Tensor) -> Any:
+    """The gradient of each operand; by PyTorch's form of the op where the kernel does not serve."""
+    operands: tuple[Tensor, ...] = ctx.saved_tensors
+    gradients = by_kernel(kernel, grad_out, *operands)
+    if gradients is not None:
+        return gradients
     pullback = torch.func.vjp(_in_float32(op), *operands)[1]
     gradients = pullback(grad_out)
     return gradients if len(operands) > 1 else gradients[0]
@@ -46,3 +52,9 @@ def _in_float32(op: Op) -> Op:
         return op(*operands)
 
     return widened
+
+
+def broadcasts_to(small: Tensor, large: Tensor) -> bool:
+    """Whether ``small`` takes the shape of ``large`` by broadcasting."""
+    aligned = zip(reversed(small.shape), reversed(large.shape), strict=False)
+    return small.dim() <= large.dim() and all(size in (1, of_large) for size, of_large in aligned)

@@ -56,13 +56,7 @@ def sigmoid_gate(x: Tensor, gate: Tensor) -> Tensor:
 
     Source: J. Hu, L. Shen, G. Sun, *Squeeze-and-Excitation Networks*, 2018.
     """
-    if dispatch.AVAILABLE and dispatch.fuses(x, gate) and x.dtype == gate.dtype and _broadcasts_to(gate, x):
+    if dispatch.AVAILABLE and dispatch.fuses(x, gate) and x.dtype == gate.dtype and fused.broadcasts_to(gate, x):
         out: Tensor = SigmoidGateFunction.apply(x, gate)
         return out
     return _op(x, gate)
-
-
-def _broadcasts_to(gate: Tensor, x: Tensor) -> bool:
-    """Whether ``gate`` takes the shape of ``x`` by broadcasting."""
-    aligned = zip(reversed(gate.shape), reversed(x.shape), strict=False)
-    return gate.dim() <= x.dim() and all(size in (1, of_x) for size, of_x in aligned)

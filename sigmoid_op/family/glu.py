@@ -51,7 +51,12 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
 
     Source: Y. Dauphin et al., *Language Modeling with Gated Convolutional Networks*, 2017.
     """
-    if dispatch.AVAILABLE and dispatch.fuses(input) and -input.dim() <= dim < input.dim() and input.shape[dim] % 2 == 0:
+    if dispatch.AVAILABLE and dispatch.fuses(input) and _halves_at(input, dim):
         out: Tensor = GLUFunction.apply(input, dim)
         return out
     return F.glu(input, dim)
+
+
+def _halves_at(x: Tensor, dim: int) -> bool:
+    """Whether ``x`` has a dimension ``dim``, of even size; of any other ``dim`` F.glu says what is wrong."""
+    return type(dim) is int and -x.dim() <= dim < x.dim() and x.shape[dim] % 2 == 0

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
@@ -15,7 +16,8 @@ def _op(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def _packed_op(x: Tensor) -> Tensor:
-    return _op(*x.chunk(2, -1))
+    gate, up = x.chunk(2, -1)
+    return _op(gate, up)
 
 
 class SwiGLUFunction(Function):
@@ -76,7 +78,8 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     """
     out: Tensor
     if up is None:
-        if gate.dim() == 0 or gate.shape[-1] % 2:
+        # What FX or TorchScript traces has no size yet.
+        if isinstance(gate, Tensor) and not torch.jit.is_tracing() and (gate.dim() == 0 or gate.shape[-1] % 2):
             raise ValueError(f"swiglu needs a last dimension of even size to halve, got shape {tuple(gate.shape)}")
         if dispatch.AVAILABLE and dispatch.fuses(gate):
             out = PackedSwiGLUFunction.apply(gate)

@@ -1,0 +1,89 @@
+"""``binary_cross_entropy_with_logits``: the loss of a binary or multi-label classifier."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from sigmoid_op import dispatch
+from sigmoid_op.family import loss
+
+
+class BCEWithLogitsFunction(Function):
+    """The loss with the gradient of its input. Saved for backward: all its tensors, and no result of them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: str
+    ) -> Tensor:
+        from sigmoid_op.kernels.losses import bce_forward
+
+        ctx.save_for_backward(input, target, weight, pos_weight)
+        ctx.reduction = reduction
+        dtype = loss.result_dtype(target.dtype, input.device)
+        out = bce_forward(input, target, weight, pos_weight, reduction, dtype)
+        return _op(input, target, weight, pos_weight, reduction) if out is None else out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> Any:
+        from sigmoid_op.kernels.losses import bce_backward
+
+        kernel, op = partial(bce_backward, reduction=ctx.reduction), partial(_op, reduction=ctx.reduction)
+        return loss.gradient(kernel, op, grad_out, *ctx.saved_tensors), None, None, None, None
+
+
+def _op(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: str) -> Tensor:
+    return F.binary_cross_entropy_with_logits(input, target, weight, reduction=reduction, pos_weight=pos_weight)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Compare logits with targets: a drop-in for :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
+
+    .. math:: \ell = -w \left( p \, y \log \sigma(x) + (1 - y) \log \sigma(-x) \right), \qquad
+        \frac{\partial \ell}{\partial x} = w \left( (1 - y) \, \sigma(x) - p \, y \, \sigma(-x) \right)
+
+    with the input x, the target y, ``weight`` w and ``pos_weight`` p. Large CUDA tensors take a fused Triton kernel,
+    which reads input and target once, and again for the gradient. Loss and gradient keep their digits where they are
+    nearly 0, and sums have the same bits on every run. Everything else goes to PyTorch: float64 beside other dtypes,
+    a target that requires a gradient, and the deprecated ``size_average`` and ``reduce``.
+
+    Args:
+        input: logits, a tensor of any shape.
+        target: a tensor of that shape and any floating dtype; labels of 0 or 1, or soft ones between them.
+        weight: a factor of the loss that broadcasts to the shape of ``input``.
+        size_average: deprecated.
+        reduce: deprecated.
+        reduction: "none", "mean" or "sum".
+        pos_weight: a factor of the positive part, the y above, that broadcasts to the shape of ``input``.
+
+    Returns:
+        a tensor of the dtype of ``target``, as PyTorch has it (under autocast float32 in place of 16 bits): of one
+        element, or for the reduction "none" of the shape of ``input``.
+
+    Saved for backward: the tensors given.
+
+    Raises:
+        whatever ``F.binary_cross_entropy_with_logits`` raises for the same arguments.
+
+    Source: :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
+    """
+    if (
+        dispatch.AVAILABLE
+        and size_average is None
+        and reduce is None
+        and reduction in loss.REDUCTIONS
+        and loss.fuses(input, target, weight, pos_weight)
+    ):
+        out: Tensor = BCEWithLogitsFunction.apply(input, target, weight, pos_weight, reduction)
+        return out
+    return F.binary_cross_entropy_with_logits(input, target, weight, size_average, reduce, reduction, pos_weight)

@@ -1,0 +1,101 @@
+"""``sigmoid_focal_loss``: cross entropy that leaves easy examples aside, for dense object detection."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from sigmoid_op import dispatch
+from sigmoid_op.family import loss
+
+
+class SigmoidFocalLossFunction(Function):
+    """The loss with the gradient of its inputs. Saved for backward: inputs and targets, and no result of them."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
+        from sigmoid_op.kernels.losses import focal_forward
+
+        ctx.save_for_backward(inputs, targets)
+        ctx.options = {"alpha": alpha, "gamma": gamma, "reduction": reduction}
+        dtype = loss.result_dtype(torch.promote_types(inputs.dtype, targets.dtype), inputs.device)
+        out = focal_forward(inputs, targets, alpha, gamma, reduction, dtype)
+        return torchvision_focal_loss(inputs, targets, alpha, gamma, reduction) if out is None else out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> Any:
+        from sigmoid_op.kernels.losses import focal_backward
+
+        kernel, op = partial(focal_backward, **ctx.options), partial(torchvision_focal_loss, **ctx.options)
+        return loss.gradient(kernel, op, grad_out, *ctx.saved_tensors), None, None, None, None
+
+
+def torchvision_focal_loss(
+    inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none"
+) -> Tensor:
+    """``torchvision.ops.sigmoid_focal_loss`` without its checks, in its own operations; TorchScript can compile it."""
+    p = torch.sigmoid(inputs)
+    cross_entropy = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
+    p_t = p * targets + (1 - p) * (1 - targets)
+    out = cross_entropy * ((1 - p_t) ** gamma)
+    if alpha >= 0:
+        out = (alpha * targets + (1 - alpha) * (1 - targets)) * out
+    if reduction == "mean":
+        out = out.mean()
+    elif reduction == "sum":
+        out = out.sum()
+    return out
+
+
+def sigmoid_focal_loss(
+    inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none"
+) -> Tensor:
+    r"""Focus a detector on hard examples: a drop-in for ``torchvision.ops.sigmoid_focal_loss``.
+
+    .. math:: \ell = -\alpha_t \, (1 - p_t)^\gamma \left( y \log \sigma(x) + (1 - y) \log \sigma(-x) \right)
+
+    with the input x, the target y, :math:`p_t = y \, \sigma(x) + (1 - y) \, \sigma(-x)` and
+    :math:`\alpha_t = \alpha \, y + (1 - \alpha) (1 - y)`. Large CUDA tensors take a fused Triton kernel, compiled for
+    each pair of ``alpha`` and ``gamma``, that reads inputs and targets once, and again for the gradient. It keeps the
+    digits of :math:`1 - p_t` where :math:`p_t` is nearly 1. Sums have the same bits on every run. Everything else goes
+    to PyTorch, in the operations of torchvision, which need not be installed: float64 beside other dtypes, and targets
+    that require a gradient.
+
+    Args:
+        inputs: logits, a tensor of any shape.
+        targets: a tensor of that shape and a floating dtype; labels of 0 or 1, or soft ones between them.
+        alpha: the weight of positive examples, in [0, 1], beside 1 - alpha of negative ones; -1 for no weights.
+        gamma: the exponent of 1 - p_t, which makes easy examples count less. Halves from 0 to 4.5 are computed by
+            products and a root; for others float32 results are within 1e-5.
+        reduction: "none", "mean" or "sum".
+
+    Returns:
+        a tensor of the dtype that both promote to (under autocast float32 in place of 16 bits): of the shape of
+        ``inputs``, or of one element.
+
+    Saved for backward: ``inputs`` and ``targets``.
+
+    Raises:
+        ValueError: for an ``alpha`` or ``reduction`` other than these, or targets of another shape.
+        Otherwise whatever PyTorch raises for the operations.
+
+    Source: T.-Y. Lin et al., *Focal Loss for Dense Object Detection*, 2017; torchvision.ops.sigmoid_focal_loss.
+    """
+    if not (0 <= alpha <= 1) and alpha != -1:
+        raise ValueError(f"Invalid alpha value: {alpha}. alpha must be in the range [0,1] or -1 for ignore.")
+    if reduction not in loss.REDUCTIONS:
+        raise ValueError(
+            f"Invalid Value for arg 'reduction': '{reduction} \n Supported reduction modes: 'none', 'mean', 'sum'"
+        )
+    if (
+        dispatch.AVAILABLE
+        and isinstance(alpha, (int, float))
+        and isinstance(gamma, (int, float))
+        and loss.fuses(inputs, targets)
+    ):
+        out: Tensor = SigmoidFocalLossFunction.apply(inputs, targets, alpha, gamma, reduction)
+        return out
+    return torchvision_focal_loss(inputs, targets, alpha, gamma, reduction)

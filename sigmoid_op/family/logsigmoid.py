@@ -1,0 +1,54 @@
+"""``logsigmoid``: the logarithm of σ(x)."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from sigmoid_op import dispatch
+from sigmoid_op.family import fused
+
+
+class LogSigmoidFunction(Function):
+    """log σ(x) with its fused gradient. Saved for backward: the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        from sigmoid_op.kernels.losses import logsigmoid_forward
+
+        return fused.forward(ctx, logsigmoid_forward, F.logsigmoid, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> Any:
+        from sigmoid_op.kernels.losses import logsigmoid_backward
+
+        return fused.backward(ctx, logsigmoid_backward, F.logsigmoid, grad_out)
+
+
+def logsigmoid(input: Tensor) -> Tensor:
+    r"""Take the logarithm of σ of each element: a drop-in for :func:`torch.nn.functional.logsigmoid`.
+
+    .. math:: \text{logsigmoid}(x) = \log \sigma(x) = \min(x, 0) - \log(1 + e^{-|x|}), \qquad
+        \text{logsigmoid}'(x) = \sigma(-x)
+
+    A large CUDA tensor of float16, bfloat16, float32 or float64 takes a fused Triton kernel, whose result keeps all its
+    digits down to subnormal numbers; everything else goes to PyTorch.
+
+    Args:
+        input: a tensor of any shape that ``F.logsigmoid`` takes.
+
+    Returns:
+        a tensor of the shape, dtype and device of ``input``.
+
+    Saved for backward: ``input``, as PyTorch does.
+
+    Raises:
+        whatever ``F.logsigmoid`` raises for the same argument.
+
+    Source: :func:`torch.nn.functional.logsigmoid`.
+    """
+    if dispatch.AVAILABLE and dispatch.fuses(input):
+        out: Tensor = LogSigmoidFunction.apply(input)
+        return out
+    return F.logsigmoid(input)

@@ -1,0 +1,51 @@
+"""What the losses with a target share: which arguments a kernel takes, the result's dtype, and the gradient."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sigmoid_op import dispatch
+from sigmoid_op.family.fused import HALF_DTYPES, broadcasts_to, by_kernel
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def fuses(input: Tensor, target: Tensor, *weights: Tensor | None) -> bool:
+    """Whether a kernel takes a loss of these. It differentiates with respect to ``input`` alone.
+
+    All are of float64 or none is: kernels compute in the one or in float32.
+    """
+    others = (target, *(weight for weight in weights if weight is not None))
+    return (
+        dispatch.fuses(input, *others)
+        and target.shape == input.shape
+        and all(broadcasts_to(x, input) for x in others)
+        and all((x.dtype == torch.float64) == (input.dtype == torch.float64) for x in others)
+        and not any(x.requires_grad for x in others)
+    )
+
+
+def result_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """``dtype``, or float32 in place of 16 bits under autocast, which has PyTorch compute losses in float32."""
+    return torch.float32 if dtype in HALF_DTYPES and torch.is_autocast_enabled(device.type) else dtype
+
+
+def gradient(
+    kernel: Callable[..., Tensor | None], op: Callable[..., Tensor], grad_out: Tensor, *operands: Tensor | None
+) -> Tensor:
+    """The gradient of the first operand, ``input``: ``kernel(grad_out, *operands)``, or what PyTorch makes of ``op``.
+
+    The latter where it is differentiated again, or no kernel can read the tensors; 16-bit operands are widened.
+    """
+    of_kernel: Tensor | None = by_kernel(kernel, grad_out, *operands)
+    if of_kernel is not None:
+        return of_kernel
+
+    def of_input(input: Tensor) -> Tensor:
+        loss = op(*(x.float() if x is not None and x.dtype in HALF_DTYPES else x for x in (input, *operands[1:])))
+        return loss.to(grad_out.dtype)
+
+    pullback = torch.func.vjp(of_input, operands[0])[1]
+    grad_in: Tensor = pullback(grad_out)[0]
+    return grad_in
