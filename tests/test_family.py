@@ -1,0 +1,190 @@
+"""Each op of the family is a drop-in: PyTorch's values, shape, dtype, strides, errors; a kernel where one serves."""
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sigmoid_op import SiLU, dispatch, glu, sigmoid_gate, silu, swiglu
+from tests.conftest import Path
+from tests.members import Member, Op, every_call, every_member
+from tests.ulp import FLOAT_DTYPES, PRODUCT_ULPS, assert_within_ulps
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+
+def strides(x: Tensor) -> list[int]:
+    """Those that say where an element lies."""
+    return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1]
+
+
+def _gate_of(x: Tensor, gate: Tensor) -> Tensor:
+    return x * torch.sigmoid(gate)
+
+
+def _silu_of(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+PAIRS: dict[str, tuple[Any, Any]] = {
+    "a narrower gate": (torch.ones(3, 4), torch.ones(3, 4, dtype=torch.bfloat16)),
+    "a wider gate": (torch.ones(3, 4, dtype=torch.bfloat16), torch.ones(3, 4)),
+    "a wider number": (torch.ones(3, 4, dtype=torch.float16), torch.ones((), dtype=torch.float64)),
+    "an integer gate": (torch.ones(3, 4), torch.arange(4)),
+    "a larger gate": (torch.ones(4), torch.ones(3, 4)),
+    "both broadcast": (torch.ones(3, 1), torch.ones(1, 4)),
+    "a gate of more dimensions": (torch.ones(3, 4), torch.ones(1, 3, 4)),
+    "sizes that do not match": (torch.ones(3, 4), torch.ones(3, 5)),
+    "a Python number as gate": (torch.ones(3, 4), 2.0),
+    "a Python number first": (2.0, torch.ones(3, 4)),
+    "sparse": (torch.ones(3, 4).to_sparse(), torch.ones(3, 4)),
+    "on two devices": (torch.ones(3, 4), torch.ones(3, 4, device="meta")),
+}
+
+
+@every_call
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_result(path: Path, launches: list[str], member: Member, variant: str, dtype: torch.dtype) -> None:
+    """The fallback is PyTorch's, bit for bit; the kernel, one launch, is within the table's ulps of the truth.
+
+    Shape, dtype, device and strides are PyTorch's on every path, and the operands are left as they were.
+    """
+    operands = member.operands(variant, dtype, path.device)
+    before = [operand.clone() for operand in operands]
+    out, theirs = member.ours(*operands), member.theirs(*operands)
+    assert (out.shape, out.dtype, out.device) == (theirs.shape, theirs.dtype, theirs.device)
+    assert strides(out) == strides(theirs)
+    assert all(map(torch.equal, operands, before))
+    assert launches == ([member.kernels[0]] if path.uses_kernels else [])
+    if path.uses_kernels:
+        assert_within_ulps(out, member.truth(*operands), PRODUCT_ULPS[dtype])
+    else:
+        assert torch.equal(out, theirs)
+
+
+@every_member
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_special_values(path: Path, member: Member, dtype: torch.dtype) -> None:
+    """Infinities, NaN, zeros of both signs and the largest numbers give what PyTorch gives, the sign of a zero too."""
+    largest = torch.finfo(dtype).max
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, largest, -largest, 1.0], dtype=dtype)
+    pairs = torch.meshgrid(special.to(path.device), special.to(path.device), indexing="ij")
+    operands = member.whole(*pairs)[: member.arity]
+    out, theirs = member.ours(*operands), member.theirs(*operands)
+    torch.testing.assert_close(out, theirs, equal_nan=True)
+    assert torch.equal(out.signbit()[out == 0], theirs.signbit()[out == 0])
+
+
+@every_member
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x.to(torch.complex64),
+        lambda x: x.to(torch.int32),
+        lambda x: x > 0,
+        lambda x: x[..., :0, :],
+        lambda x: x[..., :0],
+        lambda x: x.to(torch.float8_e5m2),
+    ],
+    ids=["complex", "integer", "bool", "no rows", "no columns", "float8"],
+)
+def test_what_no_kernel_takes(
+    kernel_path: Path, launches: list[str], member: Member, convert: Callable[[Tensor], Tensor]
+) -> None:
+    """Other dtypes and empty tensors go to PyTorch, which computes or raises as it does."""
+    operands = tuple(map(convert, member.operands("matrix", torch.float32, kernel_path.device)))
+    assert_same_outcome(member.ours, member.theirs, *operands)
+    assert launches == []
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(sigmoid_gate, _gate_of), (swiglu, _silu_of)])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_pairs_that_no_kernel_takes(kernel_path: Path, launches: list[str], ours: Op, theirs: Op, pair: str) -> None:
+    """Pairs of two dtypes, two devices, or shapes of which the first is not the result's: as with PyTorch's form."""
+    operands = (x.to(kernel_path.device) if isinstance(x, Tensor) and not x.is_meta else x for x in PAIRS[pair])
+    assert_same_outcome(ours, theirs, *operands)
+    assert launches == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((), -1), ((3, 5), -1), ((3, 4), 0), ((4, 4), 2), ((4, 4), -3), ((4, 4), 1.5), ((4, 4), None)]
+)
+def test_errors_of_glu(path: Path, launches: list[str], shape: tuple[int, ...], dim: Any) -> None:
+    """A dimension that is not there, of odd size or no number raises F.glu's error, before any launch."""
+    x = torch.ones(shape, device=path.device)
+    with pytest.raises((RuntimeError, IndexError, TypeError)):
+        F.glu(x, dim)
+    assert_same_outcome(glu, F.glu, x, dim)
+    assert launches == []
+
+
+@pytest.mark.parametrize("shape", [(), (3, 5), (0,), (4, 1)], ids=str)
+def test_errors_of_packed_swiglu(path: Path, launches: list[str], shape: tuple[int, ...]) -> None:
+    """What has no last dimension of even size raises ValueError, which names the shape; an empty one does not."""
+    x = torch.ones(shape, device=path.device)
+    if shape == (0,):
+        assert swiglu(x).shape == (0,)
+    else:
+        with pytest.raises(ValueError, match=rf"even size to halve, got shape {re.escape(str(shape))}"):
+            swiglu(x)
+    assert launches == []
+
+
+def test_in_place(path: Path, launches: list[str]) -> None:
+    """silu overwrites its input where told to, by position or by name, and refuses a leaf that requires grad."""
+    for call in (lambda x: silu(x, True), lambda x: silu(input=x, inplace=True), SiLU(inplace=True)):
+        x = torch.linspace(-3, 3, 5, device=path.device)
+        expected = x.double() * torch.sigmoid(x.double())
+        assert call(x) is x
+        torch.testing.assert_close(x.double(), expected, rtol=1e-6, atol=0)
+    assert launches == []
+    assert_same_outcome(silu, F.silu, torch.ones(3, device=path.device, requires_grad=True), True)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(silu, F.silu), (glu, F.glu)])
+def test_signatures(ours: Op, theirs: Op) -> None:
+    """Parameters have the names, the order and the defaults that PyTorch gives them."""
+    parameters = [
+        [(p.name, p.kind, p.default) for p in inspect.signature(op).parameters.values()] for op in (ours, theirs)
+    ]
+    assert parameters[0] == parameters[1]
+
+
+def test_small_tensors_go_to_pytorch(kernel_path: Path, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threshold counts the elements of the result's shape, so a small gate does not keep a large x from it."""
+    x, gate = torch.ones(4, 6, device=kernel_path.device), torch.ones(6, device=kernel_path.device)
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 25)
+    for call in (
+        lambda: silu(x),
+        lambda: sigmoid_gate(x, gate),
+        lambda: swiglu(x, x),
+        lambda: swiglu(x),
+        lambda: glu(x),
+    ):
+        call()
+    assert launches == []
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 24)
+    sigmoid_gate(x, gate)
+    assert launches == ["sigmoid_gate"]
+
+
+def assert_same_outcome(ours: Op, theirs: Op, *args: Any) -> None:
+    """The same bits, or an error of the same type and message."""
+    outcomes: list[Any] = []
+    for op in (ours, theirs):
+        try:
+            outcomes.append(op(*args))
+        except Exception as error:
+            outcomes.append((type(error), str(error)))
+    if isinstance(outcomes[1], Tensor) and not outcomes[1].is_meta and not outcomes[1].is_sparse:
+        torch.testing.assert_close(*outcomes, rtol=0, atol=0)
+        assert outcomes[0].stride() == outcomes[1].stride()
+    elif isinstance(outcomes[1], Tensor):
+        assert outcomes[0].layout == outcomes[1].layout
+    else:
+        assert outcomes[0] == outcomes[1]

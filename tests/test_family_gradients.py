@@ -1,0 +1,189 @@
+"""The family's gradients: true where σ saturates, made from the operands alone, the same every time."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.gradcheck import GradcheckError
+
+from bench.reference import sigmoid64
+from sigmoid_op import sigmoid_gate
+from tests.conftest import Path
+from tests.members import MEMBERS, SIGMOID_GATE, Member, every_broadcast, every_call, every_member
+from tests.ulp import FLOAT_DTYPES, PRODUCT_GRADIENT_ULPS, PRODUCT_ULPS, ulp_of
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+
+def _leaves(member: Member, variant: str, dtype: torch.dtype, path: Path, seed: int = 0) -> tuple[Tensor, ...]:
+    return tuple(operand.requires_grad_() for operand in member.operands(variant, dtype, path.device, seed))
+
+
+@every_call
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_gradients(path: Path, launches: list[str], member: Member, variant: str, dtype: torch.dtype) -> None:
+    """The fallback's are PyTorch's, bit for bit; the kernel's, one launch, within the table's ulps of the truth."""
+    leaves = _leaves(member, variant, dtype, path)
+    out = member.ours(*leaves)
+    grad_out = torch.linspace(-2, 3, out.numel(), dtype=dtype, device=path.device).view(out.shape)
+    gradients = torch.autograd.grad(out, leaves, grad_out)
+    assert [(g.shape, g.dtype) for g in gradients] == [(leaf.shape, dtype) for leaf in leaves]
+    if path.uses_kernels:
+        member.assert_gradients_within(PRODUCT_GRADIENT_ULPS[dtype], gradients, grad_out, *leaves)
+        assert launches == list(member.kernels)
+    else:
+        assert all(map(torch.equal, gradients, torch.autograd.grad(member.theirs(*leaves), leaves, grad_out)))
+        assert launches == []
+
+
+@every_member
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_tails(kernel_path: Path, member: Member, dtype: torch.dtype) -> None:
+    """Results and gradients keep their digits as far as they are normal numbers.
+
+    Past |x| = 87.3 in float32 and bfloat16, and 708.4 in float64, σ(-|x|) is a subnormal number, and what multiplies
+    it, here x², multiplies its rounding. In float16, which is computed in float32, it never is.
+    """
+    info = torch.finfo(torch.float32 if dtype == torch.float16 else dtype)
+    end = 8 - math.log(torch.finfo(dtype).tiny)
+    x = torch.linspace(-end, end, 1501, dtype=torch.float64).to(dtype)[None, :]
+    operands = tuple(operand.to(kernel_path.device, copy=True) for operand in member.whole(x, x)[: member.arity])
+    operands = tuple(operand.requires_grad_() for operand in operands)
+    out = member.ours(*operands)
+    grad_out = torch.ones_like(out)
+    gradients = member.parts(*torch.autograd.grad(out, operands, grad_out))
+    square = x.double().square()
+    allowance = torch.where(sigmoid64(-x.abs()) < info.tiny, square * info.tiny * info.eps, 0)
+    truth = member.truth(*operands)
+    checks = [(out, truth, truth, PRODUCT_ULPS)]
+    for gradient, (exact, magnitude) in zip(gradients, member.true_gradients(grad_out, *operands), strict=True):
+        checks.append((gradient, exact, magnitude, PRODUCT_GRADIENT_ULPS))
+    for result, exact, magnitude, ulps in checks:
+        error = (result.detach().cpu().double() - exact).abs() - allowance
+        assert float((error / ulp_of(magnitude, dtype)).max()) <= ulps[dtype]
+
+
+@pytest.mark.parametrize("member", [m for m in MEMBERS if m.kernels[0] == "sigmoid_gate"], ids=lambda m: m.name)
+def test_gates_live_where_those_of_pytorch_are_dead(kernel_path: Path, member: Member) -> None:
+    """Where PyTorch's σ(gate)·(1 - σ(gate)) is exactly 0, the kernel's gradient is not: so the test above can fail."""
+    gate = torch.linspace(17.5, 80, 64, device=kernel_path.device)[None, :]
+    operands = tuple(part.clone().requires_grad_() for part in member.whole(torch.ones_like(gate), gate))
+    for op, alive in ((member.ours, True), (member.theirs, False)):
+        of_gate = member.parts(*torch.autograd.grad(op(*operands).sum(), operands))[1]
+        assert bool((of_gate > 0).all() if alive else (of_gate == 0).all())
+
+
+@every_broadcast
+def test_gradcheck_of_a_broadcast_gate(kernel_path: Path, variant: str) -> None:
+    """gradcheck holds for a gate that is summed to its shape, with undefined gradients too."""
+    leaves = _leaves(SIGMOID_GATE, variant, torch.float64, kernel_path)
+    assert gradcheck(sigmoid_gate, leaves, fast_mode=True, check_undefined_grad=True)
+
+
+@every_member
+def test_every_mode_of_differentiation(kernel_path: Path, member: Member) -> None:
+    """gradcheck and gradgradcheck hold in forward mode, over reverse mode, and batched."""
+    leaves = _leaves(member, "matrix", torch.float64, kernel_path)
+    assert gradcheck(member.ours, leaves, fast_mode=True, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(member.ours, leaves, fast_mode=True, check_fwd_over_rev=True)
+
+
+def test_gradcheck_catches_gradients_of_the_other_operand(kernel_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check can fail: with both gradients in each other's place it does."""
+    from sigmoid_op.kernels import gates
+
+    backward = gates.swiglu_backward
+    monkeypatch.setattr(gates, "swiglu_backward", lambda *operands: (backward(*operands) or ())[::-1])
+    (member,) = (member for member in MEMBERS if member.name == "swiglu")
+    with pytest.raises(GradcheckError):
+        gradcheck(member.ours, _leaves(member, "scalar", torch.float64, kernel_path))
+
+
+@pytest.mark.parametrize("variant", ["matrix", "per feature"])
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_one_operand_is_frozen(path: Path, variant: str, frozen: int) -> None:
+    """An operand that requires no gradient gets none, and the other has the one it always has."""
+    operands = SIGMOID_GATE.operands(variant, torch.float64, path.device)
+    operands[1 - frozen].requires_grad_()
+    SIGMOID_GATE.ours(*operands).sum().backward()
+    assert operands[frozen].grad is None
+    grad_out = torch.ones_like(operands[0])
+    exact = SIGMOID_GATE.true_gradients(grad_out, *operands)[1 - frozen][0]
+    torch.testing.assert_close(operands[1 - frozen].grad, exact, check_device=False)
+
+
+@every_member
+def test_a_graph_is_used_again(path: Path, member: Member) -> None:
+    """Gradients accumulate over two backward passes of a graph, which refuses a third; create_graph changes none."""
+    leaves = _leaves(member, "matrix", torch.float64, path)
+    out = member.ours(*leaves)
+    out.sum().backward(retain_graph=True)
+    once = [leaf.grad.clone() for leaf in leaves if leaf.grad is not None]
+    again = torch.autograd.grad(out.sum(), leaves, create_graph=True)
+    out.sum().backward()
+    torch.testing.assert_close([leaf.grad for leaf in leaves], [2 * grad for grad in once])
+    torch.testing.assert_close(list(again), once)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        out.sum().backward()
+
+
+@every_member
+def test_penalty_on_the_gradient(path: Path, member: Member) -> None:
+    """A gradient made with create_graph is trained on: backward through its square is PyTorch's in float64."""
+    results = []
+    for op in (member.ours, member.theirs):
+        leaves = _leaves(member, "matrix", torch.float64, path)
+        gradients = torch.autograd.grad(op(*leaves).sum(), leaves, create_graph=True)
+        sum((gradient.square().sum() for gradient in gradients), start=torch.zeros((), device=path.device)).backward()
+        results.append([leaf.grad for leaf in leaves])
+    torch.testing.assert_close(*results)
+
+
+def _saved_by(member: Member, operands: tuple[Tensor, ...]) -> list[Tensor]:
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        member.ours(*operands)
+    return saved
+
+
+@every_call
+def test_saves_its_operands_alone(kernel_path: Path, member: Member, variant: str) -> None:
+    """Kept for backward are the operands themselves: no σ, no copy, no broadcast gate."""
+    leaves = _leaves(member, variant, torch.float32, kernel_path)
+    saved = _saved_by(member, leaves)
+    assert [(x.data_ptr(), x.shape) for x in saved] == [(leaf.data_ptr(), leaf.shape) for leaf in leaves]
+
+
+@every_member
+def test_saves_nothing_without_grad(path: Path, member: Member) -> None:
+    """Under no_grad nothing is kept."""
+    leaves = _leaves(member, "matrix", torch.float32, path)
+    with torch.no_grad():
+        assert _saved_by(member, leaves) == []
+
+
+@every_member
+def test_changing_an_operand_before_backward_is_an_error(kernel_path: Path, member: Member) -> None:
+    """The version counter catches an operand changed in place, instead of a wrong gradient."""
+    operands = [leaf * 1 for leaf in _leaves(member, "matrix", torch.float32, kernel_path)]
+    out = member.ours(*operands)
+    operands[-1].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@every_broadcast
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_sums_are_the_same_every_time(kernel_path: Path, variant: str, dtype: torch.dtype) -> None:
+    """The gradient of a broadcast gate has the same bits on every run."""
+    leaves = _leaves(SIGMOID_GATE, variant, dtype, kernel_path)
+    gradients = [torch.autograd.grad(sigmoid_gate(*leaves).sum(), leaves)[1] for _ in range(3)]
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])
