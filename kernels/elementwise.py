@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .frame import Frame, frame
@@ -30,3 +31,21 @@ def write(
     else:
         launch_tiled(formula, scalars, inputs, outputs, layout, constants=constants)
     return True
+
+
+def write_gradient(
+    formula: Any, grad_out: Tensor, inputs: Operands, outputs: Operands, constants: tuple[Any, ...] = ()
+) -> bool:
+    """:func:`write` for the inputs ``(grad_out, *inputs)``, whatever the memory order of ``grad_out``.
+
+    Where it is not one that the templates take beside the others, it is copied into theirs: one more read and write,
+    but a gradient that keeps its digits, as PyTorch's would not.
+    """
+    return write(formula, (grad_out, *inputs), outputs, constants=constants) or write(
+        formula, (in_order_of(inputs[0], grad_out), *inputs), outputs, constants=constants
+    )
+
+
+def in_order_of(x: Tensor, grad_out: Tensor) -> Tensor:
+    """A copy of ``grad_out`` that lies in memory as ``x`` does."""
+    return torch.empty_like(x, dtype=grad_out.dtype).copy_(grad_out)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import gate_formulas
-from .elementwise import frame_of, write
+from .elementwise import frame_of, in_order_of, write, write_gradient
 from .frame import Frame
 from .tiled import launch_tiled
 
@@ -25,10 +25,13 @@ def sigmoid_gate_backward(grad_out: Tensor, x: Tensor, gate: Tensor) -> tuple[Te
     grad_x = torch.empty_like(x)
     if gate.shape == x.shape:
         grad_gate = torch.empty_like(gate)
-        written = write(gate_formulas.sigmoid_gate_backward, (grad_out, x, gate), (grad_x, grad_gate))
+        written = write_gradient(gate_formulas.sigmoid_gate_backward, grad_out, (x, gate), (grad_x, grad_gate))
         return (grad_x, grad_gate) if written else None
     wide = gate.contiguous().expand_as(x)
     layout = frame_of(grad_x, grad_out, x, wide)
+    if layout is None:
+        grad_out = in_order_of(x, grad_out)
+        layout = frame_of(grad_x, grad_out, x, wide)
     axis = None if layout is None else _summed_axis(layout)
     if layout is None or axis is None:
         return None
@@ -71,7 +74,7 @@ def silu_forward(x: Tensor) -> Tensor | None:
 def silu_backward(grad_out: Tensor, x: Tensor) -> Tensor | None:
     """grad_x = grad_out · silu'(x). Moves 3 bytes per byte of ``x``."""
     grad_x = torch.empty_like(x)
-    return grad_x if write(gate_formulas.silu_backward, (grad_out, x), (grad_x,)) else None
+    return grad_x if write_gradient(gate_formulas.silu_backward, grad_out, (x,), (grad_x,)) else None
 
 
 def swiglu_forward(gate: Tensor, up: Tensor) -> Tensor | None:
@@ -82,7 +85,7 @@ def swiglu_forward(gate: Tensor, up: Tensor) -> Tensor | None:
 def swiglu_backward(grad_out: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor] | None:
     """grad_gate = grad_out · up · silu'(gate), grad_up = grad_out · silu(gate). Moves 5 bytes per byte of ``gate``."""
     grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
-    written = write(gate_formulas.swiglu_backward, (grad_out, gate, up), (grad_gate, grad_up))
+    written = write_gradient(gate_formulas.swiglu_backward, grad_out, (gate, up), (grad_gate, grad_up))
     return (grad_gate, grad_up) if written else None
 
 
@@ -104,4 +107,4 @@ def _result(formula: Any, first: Tensor, *others: Tensor) -> Tensor | None:
 
 def _packed_gradient(formula: Any, grad_out: Tensor, x: Tensor, dim: int) -> Tensor | None:
     grad_x = torch.empty_like(x)
-    return grad_x if write(formula, (grad_out, *x.chunk(2, dim)), grad_x.chunk(2, dim)) else None
+    return grad_x if write_gradient(formula, grad_out, x.chunk(2, dim), grad_x.chunk(2, dim)) else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import loss_formulas
-from .elementwise import frame_of, write
+from .elementwise import frame_of, write, write_gradient
 from .tiled import launch_tiled
 
 Constants = tuple[Any, ...]
@@ -25,7 +25,7 @@ def logsigmoid_forward(x: Tensor) -> Tensor | None:
 def logsigmoid_backward(grad_out: Tensor, x: Tensor) -> Tensor | None:
     """grad_in = grad_out · σ(-x). Moves 3 bytes per byte of ``x``."""
     grad_in = torch.empty_like(x)
-    return grad_in if write(loss_formulas.logsigmoid_backward, (grad_out, x), (grad_in,)) else None
+    return grad_in if write_gradient(loss_formulas.logsigmoid_backward, grad_out, (x,), (grad_in,)) else None
 
 
 def bce_forward(
@@ -97,7 +97,7 @@ def _gradient(
     input = operands[0]
     grad_in = torch.empty_like(input)
     if reduction == "none":
-        return grad_in if write(formula, (grad_out, *operands), (grad_in,), constants=constants) else None
+        return grad_in if write_gradient(formula, grad_out, operands, (grad_in,), constants) else None
     of_each = grad_out.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
     if reduction == "mean":
         of_each = of_each / input.numel()

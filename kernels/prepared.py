@@ -10,6 +10,9 @@ NUM_WARPS = 4
 
 INTERPRETED: bool = knobs.runtime.interpret
 
+# Kernels compiled for a layout are found by it: where lengths vary from call to call, so many that the table is emptied
+# at times. What is lost is not the kernel, which Triton keeps, but Triton's own binding of one call's arguments.
+LIMIT = 4096
 _prepared: dict[tuple[Any, ...], Any] = {}
 
 
@@ -26,6 +29,8 @@ def launch_prepared(kernel: Any, grid: tuple[int, int, int], args: tuple[Any, ..
     with nullcontext() if device == torch.cuda.current_device() else torch.cuda.device(device):
         prepared = _prepared.get(key)
         if prepared is None:
+            if len(_prepared) >= LIMIT:
+                _prepared.clear()
             _prepared[key] = kernel[grid](*args, num_warps=NUM_WARPS)
         else:
             prepared[grid](*args)

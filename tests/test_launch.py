@@ -55,6 +55,16 @@ def test_compiles_once_for_each_kind(jit: FakeKernel) -> None:
     assert len(jit.launched) == 3
 
 
+def test_the_table_of_kernels_stays_small(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many kinds of calls there are, no more than the limit are remembered; a forgotten one works as before."""
+    monkeypatch.setattr(prepared, "LIMIT", 2)
+    x = torch.zeros(5000)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32):
+        _launch(x.to(dtype))
+        assert 0 < len(prepared._prepared) <= 2
+    assert len(jit.launched) == 4
+
+
 def test_misaligned_operands_get_their_own_kernel(jit: FakeKernel) -> None:
     """A kernel compiled for 16-byte aligned pointers, whose wide accesses would fault, never sees another pointer."""
     x = torch.zeros(5000)
