@@ -193,7 +193,7 @@ def run(args: argparse.Namespace) -> int:
     from sigmoid_op.kernels.prepared import INTERPRETED
 
     console, errors = Console(), Console(stderr=True, soft_wrap=True)
-    console.width = max(console.width, 115)  # a pipe's 80 columns would cut figures off
+    console.width = max(console.width, 140)  # a pipe's 80 columns would cut figures off
     targets: list[str] = args.target or list(TARGETS)
     if INTERPRETED:
         errors.print("python -m bench codegen: TRITON_INTERPRET is set, so that nothing is compiled: unset it")

@@ -166,9 +166,9 @@ FAMILY: tuple[Kernel | TiledKernel, ...] = (
     TiledKernel("glu backward", gate_formulas.sigmoid_gate_backward, _packed_backward),
     TiledKernel("channel gate", gate_formulas.sigmoid_gate, _channels_forward),
     TiledKernel("channel gate backward", gate_formulas.sigmoid_gate_backward, _channels_backward, summed=1, axis=1),
-    TiledKernel("channel gate, channels last", gate_formulas.sigmoid_gate, _channels_last_forward),
+    TiledKernel("channel gate NHWC", gate_formulas.sigmoid_gate, _channels_last_forward),
     TiledKernel(
-        "channel gate backward, channels last",
+        "channel gate NHWC backward",
         gate_formulas.sigmoid_gate_backward,
         _channels_last_backward,
         summed=1,
