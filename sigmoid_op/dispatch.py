@@ -52,14 +52,15 @@ def fuses(first: Tensor, *others: Tensor) -> bool:
 
     Not in forward mode, nor under a compiler or a transform: they take PyTorch's own form, which they can see into.
     """
+    # The cheapest questions come first, in the order that ``worthwhile`` needs: most calls on a GPU are small.
     return (
-        all(type(x) in TENSOR_TYPES for x in (first, *others))
+        type(first) in TENSOR_TYPES
         and (first.is_cuda or INTERPRETED)
         and not _is_dynamo_compiling()
         and not _is_tracing()
-        and not in_forward_mode()
         and first.numel() >= max(MIN_ELEMENTS, 1)
-        and all(readable(x) and x.device == first.device for x in (first, *others))
+        and not in_forward_mode()
+        and all(type(x) in TENSOR_TYPES and readable(x) and x.device == first.device for x in (first, *others))
     )
 
 
