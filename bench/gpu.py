@@ -16,7 +16,6 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +31,6 @@ SUMMARY = "programme.json"
 MINUTES = 9.0
 LEAST_SECONDS = 10.0  # below this no part is started: importing PyTorch and making a CUDA context take half of it
 GRACE_SECONDS = 15.0  # from the interrupt to the kill: writing results, tables and plots
-TEST_PROCESSES = 8  # with pytest-xdist: most of a GPU test's time is compiling, on the host
 
 Status = Literal["done", "failed", "cut", "left out"]
 
@@ -53,7 +51,7 @@ class Part:
 
 
 PARTS: tuple[Part, ...] = (
-    Part("tests", ("pytest", "-m", "gpu", "--quiet"), 130),
+    Part("tests", ("bench.gpu_tests",), 130, ("tests/test_launch.py", "tests/test_devices.py")),
     Part("accuracy", ("bench", "accuracy"), 100, ("--stride", "1000003")),
     Part(
         "grid", ("bench", "grid"), 150, ("--quick", "--sizes", "1", "2^12", "--dtypes", "bfloat16", "float32"),
@@ -145,9 +143,6 @@ def command(part: Part, folder: Path, limit: float, *, rehearse: bool) -> list[s
     line = [sys.executable, "-m", *part.command, *(part.rehearsal if rehearse else ())]
     if part.paced:  # it ends early enough to draw its plots before it would be interrupted
         line += ["--minutes", f"{max(limit - GRACE_SECONDS, 1) / 60:.3f}"]
-    if part.command[0] == "pytest":
-        processes = ["-n", str(TEST_PROCESSES)] if find_spec("xdist") and not rehearse else []
-        return [*line, *processes, f"--junitxml={folder / part.name / 'junit.xml'}"]
     return [*line, "--out", str(folder / part.name)]
 
 
@@ -157,7 +152,7 @@ def _outcome(part: Part, line: list[str], folder: Path, limit: float) -> Outcome
     exit_code, cut = _execute(line, log, limit)
     seconds = round(time.monotonic() - start, 1)
     files = sorted(str(path.relative_to(folder)) for path in (folder / part.name).rglob("*") if path.is_file())
-    failed_tests = [name for path in (folder / part.name).glob("junit.xml") for name in failed_in(path)]
+    failed_tests = [name for path in (folder / part.name).glob("*.xml") for name in failed_in(path)]
     status: Status = "failed" if failed_tests else "cut" if cut else "failed" if exit_code else "done"
     return Outcome(part.name, line, status, seconds, exit_code, str(log.relative_to(folder)), files, failed_tests)
 

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import cases, crossover, gpu, runner, tune
+from bench import cases, crossover, gpu, gpu_tests, runner, tune
 from bench.__main__ import main, make_parser
 from bench.cases import Case, Layout
 from bench.clocks import Effort
@@ -66,12 +67,11 @@ def test_the_programme_runs_real_parts(
 ) -> None:
     """The GPU tests and the grid, as small as they get: done, with junit and results where the summary says."""
     tests, grid = (next(part for part in PARTS if part.name == name) for name in ("tests", "grid"))
-    tests = Part("tests", (*tests.command, "tests/test_launch.py"), tests.limit)
     grid = Part("grid", ("bench", "grid", "--quick", "--sizes", "1", "--dtypes", "float32"), grid.limit, paced=True)
     code, outcomes = programme(tests, grid)
     assert code == 0, (tmp_path / "logs" / "tests.log").read_text()
     assert [outcome["status"] for outcome in outcomes.values()] == ["done", "done"]
-    assert outcomes["tests"]["files"] == ["tests/junit.xml"]
+    assert [f"tests/test_{name}.xml" in outcomes["tests"]["files"] for name in ("launch", "devices")] == [True, True]
     assert "grid/results.json" in outcomes["grid"]["files"]
     assert Results.load(tmp_path / "grid" / "results.json").status == "complete"
     assert "seconds" in capsys.readouterr().out
@@ -85,7 +85,7 @@ def test_a_failed_part_is_told_and_the_rest_still_runs(
     test_file = tmp_path / "test_wrong.py"
     test_file.write_text("import pytest\n@pytest.mark.gpu\ndef test_wrong():\n    assert 1 == 2\n")
     code, outcomes = programme(
-        Part("tests", ("pytest", "-m", "gpu", "-p", "no:cacheprovider", str(test_file)), 60),
+        Part("tests", ("bench.gpu_tests", str(test_file)), 60),
         Part("host", ("bench", "host", "--rounds", "3"), 60),
     )
     assert code == 1
@@ -96,6 +96,30 @@ def test_a_failed_part_is_told_and_the_rest_still_runs(
     text = capsys.readouterr().out
     assert f"FAILED {failed}" in text
     assert "assert 1 == 2" in text
+
+
+def test_interrupted_tests_keep_what_they_have(tmp_path: Path) -> None:
+    """Every pytest at work is interrupted, and its junit file tells of the tests that were done."""
+    started = tmp_path / "started"
+    test_file = tmp_path / "test_slow.py"
+    test_file.write_text(
+        "import pathlib, pytest, time\n"
+        "@pytest.mark.gpu\ndef test_quick(): pass\n"
+        f"@pytest.mark.gpu\ndef test_slow(): pathlib.Path({str(started)!r}).touch(); time.sleep(60)\n"
+    )
+    line = [sys.executable, "-m", "bench.gpu_tests", str(test_file), "--out", str(tmp_path)]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert 'name="test_quick"' in (tmp_path / "test_slow.xml").read_text()
+
+
+def test_the_longest_files_are_there() -> None:
+    """The files that come first are files of ours: one renamed would silently be left out."""
+    assert all((ROOT / "tests" / f"test_{name}.py").exists() for name in gpu_tests.LONGEST)
 
 
 def test_time_interrupts_a_part_and_leaves_out_the_rest(

@@ -1,0 +1,74 @@
+"""Run the GPU tests, several files at once: most of a test's time is compiling its kernels, which the host does.
+
+``python -m bench.gpu_tests --out FOLDER`` needs nothing but pytest, and leaves a junit file per test file.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from bench.environment import ROOT
+
+PROCESSES = max(2, min(16, (os.cpu_count() or 2) - 2))
+# They compile the most kernels, and come first: none of them is left to run alone at the end.
+LONGEST = ("family_layouts", "family_gradients", "loss_accuracy", "losses", "family", "tiled")
+NO_TESTS_COLLECTED = 5  # pytest's exit code for a file in which no test is for a GPU
+POLL_SECONDS, WRITING_SECONDS = 0.1, 10.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_tests", description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path, help="test files (default: all)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the junit files")
+    args = parser.parse_args()
+    every_file = sorted((ROOT / "tests").glob("test_*.py"))
+    longest = [ROOT / "tests" / f"test_{name}.py" for name in LONGEST]
+    files: list[Path] = args.files or longest + [file for file in every_file if file not in longest]
+    return run(files, args.out)
+
+
+def run(files: list[Path], folder: Path) -> int:
+    """1 if a test failed, else 0; 130 when interrupted, as every pytest then is, and writes what it has."""
+    waiting, running = list(files), dict[Path, subprocess.Popen[str]]()
+    failed = False
+    try:
+        while waiting or running:
+            while waiting and len(running) < PROCESSES:
+                file = waiting.pop(0)
+                running[file] = _start(file, folder)
+            time.sleep(POLL_SECONDS)
+            for file in [file for file, process in running.items() if process.poll() is not None]:
+                failed |= _tell(file, running.pop(file), folder)
+    except KeyboardInterrupt:
+        for process in running.values():
+            process.send_signal(signal.SIGINT)
+        for process in running.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(WRITING_SECONDS)
+        return 130
+    return int(failed)
+
+
+def _start(file: Path, folder: Path) -> subprocess.Popen[str]:
+    output = (folder / f"{file.stem}.log").open("w")
+    junit = folder / f"{file.stem}.xml"
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "--quiet", f"--junitxml={junit}", str(file)]
+    with output:
+        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True)
+
+
+def _tell(file: Path, process: subprocess.Popen[str], folder: Path) -> bool:
+    """Print how a file's tests went, and why those that failed did; whether one did."""
+    failed = process.returncode not in (0, NO_TESTS_COLLECTED)
+    lines = (folder / f"{file.stem}.log").read_text(errors="replace").splitlines()
+    print(*(lines if failed else lines[-1:]), sep="\n", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
