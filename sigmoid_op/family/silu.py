@@ -32,8 +32,8 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
     .. math:: \text{silu}(x) = x \, \sigma(x), \qquad \text{silu}'(x) = \sigma(x) \, (1 + x \, \sigma(-x))
 
     A large dense CUDA tensor of float16, bfloat16, float32 or float64 takes a fused Triton kernel; everything else, and
-    every call with ``inplace``, goes to PyTorch. Where σ itself is subnormal, in float32 and bfloat16 below x = -87, its
-    digits are lost to the product, too; PyTorch's float32 result is 0 from x = -88.7 on.
+    every call with ``inplace``, goes to PyTorch. Where σ is subnormal, in float32 and bfloat16 below x = -87, out lacks
+    digits, too; PyTorch's float32 result is 0 from x = -88.7 on.
 
     Args:
         input: a tensor of any shape that ``F.silu`` takes.
