@@ -26,6 +26,8 @@ def main() -> int:
     parser.add_argument("files", nargs="*", type=Path, help="test files (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the junit files")
     args = parser.parse_args()
+    # A shell starts what it runs in the background with SIGINT ignored, which every pytest would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     every_file = sorted((ROOT / "tests").glob("test_*.py"))
     longest = [ROOT / "tests" / f"test_{name}.py" for name in LONGEST]
     files: list[Path] = args.files or longest + [file for file in every_file if file not in longest]

@@ -108,12 +108,12 @@ def test_interrupted_tests_keep_what_they_have(tmp_path: Path) -> None:
         f"@pytest.mark.gpu\ndef test_slow(): pathlib.Path({str(started)!r}).touch(); time.sleep(60)\n"
     )
     line = [sys.executable, "-m", "bench.gpu_tests", str(test_file), "--out", str(tmp_path)]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not started.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not started.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
     assert 'name="test_quick"' in (tmp_path / "test_slow.xml").read_text()
 
 
