@@ -52,19 +52,19 @@ class Part:
 
 PARTS: tuple[Part, ...] = (
     Part("tests", ("bench.gpu_tests",), 130, ("tests/test_launch.py", "tests/test_devices.py")),
-    Part("accuracy", ("bench", "accuracy"), 100, ("--stride", "1000003")),
+    Part("accuracy", ("bench", "accuracy"), 90, ("--stride", "1000003")),
     Part(
-        "grid", ("bench", "grid"), 150, ("--quick", "--sizes", "1", "2^12", "--dtypes", "bfloat16", "float32"),
+        "grid", ("bench", "grid"), 130, ("--quick", "--sizes", "1", "2^12", "--dtypes", "bfloat16", "float32"),
         paced=True,
     ),
     Part(
-        "family", ("bench", "grid", "--ops", "all"), 100, ("--quick", "--dtypes", "bfloat16"), paced=True,
+        "family", ("bench", "grid", "--ops", "all"), 95, ("--quick", "--dtypes", "bfloat16"), paced=True,
     ),
-    Part("recorded", ("bench", "grid", "--cases", "recorded", "--no-compile"), 35, ("--quick",), paced=True),
-    Part("host", ("bench", "host"), 20, ("--rounds", "3")),
-    Part("digits", ("bench", "train"), 25, ("--steps", "5")),
-    Part("revive", ("bench", "revive"), 50, ("--steps", "3", "--seeds", "1")),
-    Part("multilabel", ("bench", "train", "--task", "multilabel"), 30, ("--steps", "3")),
+    Part("recorded", ("bench", "grid", "--cases", "recorded", "--no-compile"), 45, ("--quick",), paced=True),
+    Part("host", ("bench", "host"), 30, ("--rounds", "3")),
+    Part("digits", ("bench", "train"), 40, ("--steps", "5")),
+    Part("revive", ("bench", "revive"), 60, ("--steps", "3", "--seeds", "1")),
+    Part("multilabel", ("bench", "train", "--task", "multilabel"), 45, ("--steps", "3")),
     Part("tune", ("bench", "tune"), 210, ("--rehearse",), paced=True),
 )  # fmt: skip
 

@@ -37,11 +37,18 @@ def test_every_part_is_a_command_that_its_parser_takes(part: Part, rehearse: boo
     assert not part.paced or parsed.minutes == 0.75  # 15 of the 60 seconds are for tables and plots
 
 
-def test_tests_accuracy_and_the_grid_always_fit() -> None:
+def test_tests_accuracy_grid_and_family_always_fit() -> None:
     """Were each of them to take all it may, there would be time for them, whatever else is left out."""
-    first = PARTS[:3]
-    assert [part.name for part in first] == ["tests", "accuracy", "grid"]
+    first = PARTS[:4]
+    assert [part.name for part in first] == ["tests", "accuracy", "grid", "family"]
     assert sum(part.limit for part in first) <= 60 * gpu.MINUTES
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_no_limit_is_too_short_to_start(part: Part) -> None:
+    """Without its grace a part has as long as starting takes, and one that paces itself some time to measure, too."""
+    paces = gpu.GRACE_SECONDS if part.paced else 0
+    assert part.limit - gpu.GRACE_SECONDS - paces >= gpu.LEAST_SECONDS
 
 
 @pytest.fixture
