@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,38 +94,17 @@ def _halves(dtype: torch.dtype) -> tuple[Tensor, ...]:
     return meta((1024, 8192), dtype).chunk(2, -1)
 
 
-def _maps(dtype: torch.dtype, *, channels_last: bool) -> tuple[Tensor, Tensor]:
-    """[N, C, H, W], and one number per channel."""
+def _packed(dtype: torch.dtype, *, backward: bool) -> tuple[Operands, Operands]:
+    """The halves of one tensor, beside a tensor of their shape."""
+    out = meta((1024, 4096), dtype)
+    return ((out, *_halves(dtype)), _halves(dtype)) if backward else (_halves(dtype), (out,))
+
+
+def _channels(dtype: torch.dtype, *, backward: bool, channels_last: bool) -> tuple[Operands, Operands]:
+    """[N, C, H, W], and a gate of one number per channel."""
     x = meta((64, 256, 56, 56), dtype, (0, 2, 3, 1) if channels_last else None)
-    return x, meta((64, 256, 1, 1), dtype).expand_as(x)
-
-
-def _packed_forward(dtype: torch.dtype) -> tuple[Operands, Operands]:
-    return _halves(dtype), (meta((1024, 4096), dtype),)
-
-
-def _packed_backward(dtype: torch.dtype) -> tuple[Operands, Operands]:
-    return (meta((1024, 4096), dtype), *_halves(dtype)), _halves(dtype)
-
-
-def _channels_forward(dtype: torch.dtype) -> tuple[Operands, Operands]:
-    x, gate = _maps(dtype, channels_last=False)
-    return (x, gate), (x,)
-
-
-def _channels_backward(dtype: torch.dtype) -> tuple[Operands, Operands]:
-    x, gate = _maps(dtype, channels_last=False)
-    return (x, x, gate), (x,)
-
-
-def _channels_last_forward(dtype: torch.dtype) -> tuple[Operands, Operands]:
-    x, gate = _maps(dtype, channels_last=True)
-    return (x, gate), (x,)
-
-
-def _channels_last_backward(dtype: torch.dtype) -> tuple[Operands, Operands]:
-    x, gate = _maps(dtype, channels_last=True)
-    return (x, x, gate), (x,)
+    gate = meta((64, 256, 1, 1), dtype).expand_as(x)
+    return ((x, x, gate) if backward else (x, gate)), (x,)
 
 
 def _loss(dtype: torch.dtype) -> tuple[Operands, Operands]:
@@ -160,17 +140,25 @@ FAMILY: tuple[Kernel | TiledKernel, ...] = (
     Kernel("BCE backward", loss_formulas.bce_backward, scalars=1, inputs=2, outputs=1, constants=(False, False)),
     TiledKernel("focal", loss_formulas.focal, _loss, constants=lambda dtype: (0.25, 2.0, _is_exact(dtype)), summed=1),
     Kernel("focal backward", loss_formulas.focal_backward, scalars=1, inputs=2, outputs=1, constants=(0.25, 2.0)),
-    TiledKernel("packed swiglu", gate_formulas.swiglu, _packed_forward),
-    TiledKernel("packed swiglu backward", gate_formulas.swiglu_backward, _packed_backward),
-    TiledKernel("glu", gate_formulas.sigmoid_gate, _packed_forward),
-    TiledKernel("glu backward", gate_formulas.sigmoid_gate_backward, _packed_backward),
-    TiledKernel("channel gate", gate_formulas.sigmoid_gate, _channels_forward),
-    TiledKernel("channel gate backward", gate_formulas.sigmoid_gate_backward, _channels_backward, summed=1, axis=1),
-    TiledKernel("channel gate NHWC", gate_formulas.sigmoid_gate, _channels_last_forward),
+    TiledKernel("packed swiglu", gate_formulas.swiglu, partial(_packed, backward=False)),
+    TiledKernel("packed swiglu backward", gate_formulas.swiglu_backward, partial(_packed, backward=True)),
+    TiledKernel("glu", gate_formulas.sigmoid_gate, partial(_packed, backward=False)),
+    TiledKernel("glu backward", gate_formulas.sigmoid_gate_backward, partial(_packed, backward=True)),
+    TiledKernel("channel gate", gate_formulas.sigmoid_gate, partial(_channels, backward=False, channels_last=False)),
+    TiledKernel(
+        "channel gate backward",
+        gate_formulas.sigmoid_gate_backward,
+        partial(_channels, backward=True, channels_last=False),
+        summed=1,
+        axis=1,
+    ),
+    TiledKernel(
+        "channel gate NHWC", gate_formulas.sigmoid_gate, partial(_channels, backward=False, channels_last=True)
+    ),
     TiledKernel(
         "channel gate NHWC backward",
         gate_formulas.sigmoid_gate_backward,
-        _channels_last_backward,
+        partial(_channels, backward=True, channels_last=True),
         summed=1,
         axis=0,
     ),
