@@ -14,7 +14,7 @@ class LogSigmoid(nn.LogSigmoid):
 
     .. math:: \text{LogSigmoid}(x) = \log \sigma(x)
 
-    See :func:`sigmoid_op.family.logsigmoid.logsigmoid`.
+    See :func:`sigmoid_op.logsigmoid`.
 
     Shape:
         - Input: any
@@ -33,7 +33,7 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     .. math:: \ell = -w \left( p \, y \log \sigma(x) + (1 - y) \log \sigma(-x) \right)
 
     Arguments and buffers are those of ``nn.BCEWithLogitsLoss``.
-    See :func:`sigmoid_op.family.bce.binary_cross_entropy_with_logits`.
+    See :func:`sigmoid_op.binary_cross_entropy_with_logits`.
 
     Shape:
         - Input: any
@@ -52,7 +52,7 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
 
 
 class SigmoidFocalLoss(nn.Module):
-    r"""Focus a detector on hard examples: :func:`sigmoid_op.family.focal.sigmoid_focal_loss` as a module.
+    r"""Focus a detector on hard examples: :func:`sigmoid_op.sigmoid_focal_loss` as a module.
 
     .. math:: \ell = -\alpha_t \, (1 - p_t)^\gamma \left( y \log \sigma(x) + (1 - y) \log \sigma(-x) \right)
 
