@@ -93,6 +93,8 @@ MEETING_BUDGETS: dict[str, tuple[float, float]] = {
 }
 # Another release of Triton may order the address arithmetic differently: 4 instructions a thread of 16 elements.
 SLACK = 0.25
+# And add up a tile in another way: Triton 3.6 needs 25.1 instructions for the longest of them, 3.7 23.8.
+MEETING_SLACK = 1.5
 
 # What PyTorch 2.14's own sm_90 kernels spend, counted in the same way and known to one decimal.
 PYTORCH: dict[str, float] = {
@@ -171,7 +173,7 @@ def test_budget_of_sums_and_broadcasts(compiled: Facts, cell: str) -> None:
     """No kernel that sums or broadcasts grows or spills, and it reads its large operands 16 bytes an access."""
     facts = compiled["kernels"][f"{cell}, sm_90"]
     instructions, mufu = MEETING_BUDGETS[cell]
-    assert is_within(facts, instructions + SLACK), facts
+    assert is_within(facts, instructions + MEETING_SLACK), facts
     assert facts["mufu"] <= mufu, facts
     assert max(facts["load_bits"]) == 128, facts
     assert facts["stack_bytes"] + facts["local_accesses"] == 0, facts
