@@ -20,7 +20,7 @@ from bench.environment import environment, free_bytes
 from bench.family_calls import FamilyCase, providers, verify
 from bench.members import LEAST_ELEMENTS, MEMBERS, Op
 from bench.options import choose_device, output_folder
-from bench.pace import keep_what_works
+from bench.pace import keep_what_works, sample_wall_time
 from bench.providers import COMPILED, Call, kernels_for_all_sizes
 from bench.results import COLD, FAMILY, WALL, Measurement, Results
 from sigmoid_op import dispatch
@@ -116,20 +116,7 @@ def wall_time(
 ) -> Measurement:
     """A user's call, and on CUDA the memory it needs; ``failures`` are those so far."""
     measurement = _measurement(case, pass_, WALL, device, failures)
-    on_cuda = device.type == "cuda"
-    synchronize = torch.cuda.synchronize if on_cuda else _nothing
-
-    def call_once(op: Op) -> Call:
-        call = case.operands(device).call(op, pass_)
-        call()
-        return call
-
-    calls = keep_what_works(call_once, right, measurement.failures)
-    n_calls = measurement.calls_per_sample = clocks.calls_per_wall_sample(calls.values(), synchronize)
-    samplers = {name: clocks.wall_sampler(call, n_calls, synchronize) for name, call in calls.items()}
-    measurement.samples_ns = clocks.interleave(samplers, effort)
-    if on_cuda:
-        measurement.peak_bytes = {name: clocks.peak_bytes(call, device) for name, call in calls.items()}
+    sample_wall_time(measurement, lambda op: case.operands(device).call(op, pass_), right, device, effort)
     return measurement
 
 
@@ -161,7 +148,3 @@ def _measurement(
 ) -> Measurement:
     runs = "kernel" if dispatch.fuses(case.operands(device).inputs[0]) else "torch"
     return Measurement(case.to_json(), pass_, clock, runs, case.bytes_moved(pass_), failures=dict(failures))
-
-
-def _nothing() -> None:
-    """A CPU call has ended when it returns."""

@@ -8,7 +8,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bench import clocks
+from bench.clocks import Effort
 from bench.environment import gpu
+from bench.providers import Call
 from bench.results import Measurement, Results
 
 T = TypeVar("T")
@@ -83,3 +86,31 @@ def keep_what_works(make: Callable[[T], U], sources: Mapping[str, T], failures: 
         except Exception as error:
             failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     return made
+
+
+def sample_wall_time(
+    measurement: Measurement,
+    make_call: Callable[[T], Call],
+    sources: Mapping[str, T],
+    device: torch.device,
+    effort: Effort,
+) -> None:
+    """Fill in the wall time of each source's call, and on CUDA the memory it needs."""
+    on_cuda = device.type == "cuda"
+    synchronize = torch.cuda.synchronize if on_cuda else _nothing
+
+    def call_once(source: T) -> Call:
+        call = make_call(source)
+        call()
+        return call
+
+    calls = keep_what_works(call_once, sources, measurement.failures)
+    n_calls = measurement.calls_per_sample = clocks.calls_per_wall_sample(calls.values(), synchronize)
+    samplers = {name: clocks.wall_sampler(call, n_calls, synchronize) for name, call in calls.items()}
+    measurement.samples_ns = clocks.interleave(samplers, effort)
+    if on_cuda:
+        measurement.peak_bytes = {name: clocks.peak_bytes(call, device) for name, call in calls.items()}
+
+
+def _nothing() -> None:
+    """A CPU call has ended when it returns."""

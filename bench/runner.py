@@ -20,8 +20,8 @@ from bench.clocks import Effort, Sampler
 from bench.environment import environment, free_bytes
 from bench.members import OPS
 from bench.options import add_device_and_out, choose_device, elements, minutes, output_folder
-from bench.pace import keep_what_works
-from bench.providers import Call, Provider, kernel_call, path, providers, user_call
+from bench.pace import keep_what_works, sample_wall_time
+from bench.providers import Provider, kernel_call, path, providers, user_call
 from bench.results import CLOCKS, COLD, WALL, WARM, Measurement, Results
 from bench.verify import verify
 from sigmoid_op import dispatch
@@ -162,20 +162,9 @@ def wall_time(
 ) -> Measurement:
     """A user's call, and on CUDA the memory it needs; ``failures`` are those so far."""
     measurement = _measurement(case, pass_, WALL, path(operands.x, by_user=True), failures)
-    on_cuda = operands.x.is_cuda
-    synchronize = torch.cuda.synchronize if on_cuda else _nothing
-
-    def call_once(provider: Provider) -> Call:
-        call = user_call(provider, pass_, operands)
-        call()
-        return call
-
-    calls = keep_what_works(call_once, right, measurement.failures)
-    n_calls = measurement.calls_per_sample = clocks.calls_per_wall_sample(calls.values(), synchronize)
-    samplers = {name: clocks.wall_sampler(call, n_calls, synchronize) for name, call in calls.items()}
-    measurement.samples_ns = clocks.interleave(samplers, effort)
-    if on_cuda:
-        measurement.peak_bytes = {name: clocks.peak_bytes(call, operands.x.device) for name, call in calls.items()}
+    sample_wall_time(
+        measurement, lambda provider: user_call(provider, pass_, operands), right, operands.x.device, effort
+    )
     return measurement
 
 
@@ -212,7 +201,3 @@ def device_time(
 
 def _measurement(case: Case, pass_: Pass, clock: str, runs: str, failures: dict[str, str]) -> Measurement:
     return Measurement(case.to_json(), pass_, clock, runs, case.bytes_moved(pass_), failures=dict(failures))
-
-
-def _nothing() -> None:
-    """A CPU call has ended when it returns."""

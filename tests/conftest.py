@@ -13,6 +13,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from sigmoid_op import dispatch
+from tests.fake_kernel import FakeKernel
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,20 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for template in (pointwise, tiled):
         monkeypatch.setattr(template, "launch_prepared", record)
     return names
+
+
+@pytest.fixture
+def jit(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
+    """The launch path of a GPU, up to the launch itself, on CPU tensors: one fake stands for both templates."""
+    from sigmoid_op.kernels import pointwise, prepared, tiled
+
+    kernel = FakeKernel()
+    monkeypatch.setattr(prepared, "INTERPRETED", False)
+    monkeypatch.setattr(prepared, "_prepared", {})
+    monkeypatch.setattr(pointwise, "pointwise_kernel", kernel)
+    monkeypatch.setattr(tiled, "tiled_kernel", kernel)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)  # the device index of a CPU tensor
+    return kernel
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The prepared launch: Triton binds arguments once for each kind of operands, and a kernel serves only its own kind."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,35 +7,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_op.kernels import formulas, pointwise, prepared
-
-
-class FakeKernel:
-    """Stands for Triton's jit function, and for the kernels it compiles: it notes who was launched with what grid."""
-
-    def __init__(self) -> None:
-        self.compiled: list[FakeKernel] = []
-        self.launched: list[tuple[Any, ...]] = []
-
-    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., "FakeKernel"]:
-        def run(*args: Any, num_warps: int = 0) -> FakeKernel:
-            self.launched.append((grid, *args))
-            if num_warps:
-                self.compiled.append(FakeKernel())
-                return self.compiled[-1]
-            return self
-
-        return run
-
-
-@pytest.fixture
-def jit(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
-    """The launch path of a GPU, up to the launch itself, on CPU tensors."""
-    kernel = FakeKernel()
-    monkeypatch.setattr(prepared, "INTERPRETED", False)
-    monkeypatch.setattr(pointwise, "pointwise_kernel", kernel)
-    monkeypatch.setattr(prepared, "_prepared", {})
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)  # the device index of a CPU tensor
-    return kernel
+from tests.fake_kernel import FakeKernel
 
 
 def _launch(x: Tensor, formula: Any = formulas.sigmoid) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from bench.reference import sigmoid64
 from sigmoid_op.kernels import frame as frames
-from sigmoid_op.kernels import gate_formulas, prepared, tiled
+from sigmoid_op.kernels import gate_formulas, tiled
 from sigmoid_op.kernels.frame import Frame
 from tests.conftest import Path
-from tests.test_launch import FakeKernel
+from tests.fake_kernel import FakeKernel
 
 
 def _frame(*tensors: Tensor, smallest_tile: int = 0) -> Frame | None:
@@ -174,17 +174,6 @@ def test_scalars_and_outputs(kernel_path: Path) -> None:
     torch.testing.assert_close(grad_x.double(), 1.5 * s, rtol=1e-6, atol=0)
     exact = (1.5 * x.double() * s * s_minus).sum(2)
     torch.testing.assert_close(sums.double().sum(1), exact, rtol=1e-5, atol=1e-5)
-
-
-@pytest.fixture
-def jit(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
-    """The launch path of a GPU, up to the launch itself, on CPU tensors."""
-    kernel = FakeKernel()
-    monkeypatch.setattr(prepared, "INTERPRETED", False)
-    monkeypatch.setattr(tiled, "tiled_kernel", kernel)
-    monkeypatch.setattr(prepared, "_prepared", {})
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)  # the device index of a CPU tensor
-    return kernel
 
 
 def _launch(x: Tensor, gate: Tensor, formula: Any = gate_formulas.sigmoid_gate, **keywords: Any) -> None:
