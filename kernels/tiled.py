@@ -106,7 +106,7 @@ def tiled_kernel(
     """outputs[i] = formula(*scalars, *inputs)[i]; the results after those are summed, each tile by itself, over AXIS.
 
     Inputs and outputs are (pointer, step per batch, per row, per column); the step of a row or a column is None where
-    the operand is broadcast along it. ``sums`` lie in memory as [batch, tile, row] for AXIS 1, [batch, tile, column]
+    an input is broadcast along it. ``sums`` lie in memory as [batch, tile, row] for AXIS 1, [batch, tile, column]
     for AXIS 0, and one per program for None, both axes. ``sizes`` are the rows, the columns, and the tiles along each,
     which the host counts: rounding up could overflow. The order of every addition is fixed, so that two runs give the
     same bits. A full tile runs without masks, for the reason that ``pointwise_kernel`` gives.
@@ -132,7 +132,7 @@ class Tiling(NamedTuple):
     columns: int
     programs: int
     shape_of_sums: tuple[int, ...]
-    steps: tuple[tuple[int, int | None, int | None], ...]
+    strides: tuple[tuple[int, int, int], ...]
 
 
 @lru_cache(maxsize=4096)
@@ -145,8 +145,7 @@ def tiling(frame: Frame, itemsize: int, axis: int | None) -> Tiling:
     row_tiles, column_tiles = triton.cdiv(n_rows, rows), triton.cdiv(n_columns, columns)
     programs = batch * row_tiles * column_tiles
     shapes = {0: (batch, row_tiles, n_columns), 1: (batch, column_tiles, n_rows), None: (programs,)}
-    steps = tuple((b, r or None, c or None) for b, r, c in frame.strides)
-    return Tiling((n_rows, n_columns, row_tiles, column_tiles), rows, columns, programs, shapes[axis], steps)
+    return Tiling((n_rows, n_columns, row_tiles, column_tiles), rows, columns, programs, shapes[axis], frame.strides)
 
 
 def arguments(
@@ -162,8 +161,10 @@ def arguments(
     """Those of :func:`tiled_kernel`, with new tensors for its sums."""
     dtype = torch.float64 if torch.float64 in [x.dtype for x in inputs] else torch.float32
     sums = tuple([inputs[0].new_empty(tiles.shape_of_sums, dtype=dtype) for _ in range(summed)])
-    operands = [(x, *step) for x, step in zip(outputs + inputs, tiles.steps, strict=True)]
-    of_inputs, of_outputs = tuple(operands[len(outputs) :]), tuple(operands[: len(outputs)])
+    strides = tiles.strides[len(outputs) :]
+    # An output has no None: it is not broadcast, and Triton 3.6 cannot take the ``len`` of a tuple that has one within.
+    of_outputs = tuple([(x, *tiles.strides[i]) for i, x in enumerate(outputs)])
+    of_inputs = tuple([(x, b, r or None, c or None) for x, (b, r, c) in zip(inputs, strides, strict=True)])
     return (
         scalars, of_inputs, of_outputs, sums, tiles.sizes, formula, constants, axis, tiles.rows, tiles.columns
     )  # fmt: skip

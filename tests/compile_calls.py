@@ -1,0 +1,75 @@
+"""``python -m tests.compile_calls``: make every call of the tests' tables, and compile what it would launch on a GPU.
+
+In a process of its own because the other tests run kernels in Triton's interpreter, which takes more than its compiler.
+Prints the names of the formulas compiled, as JSON.
+"""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sigmoid_op import dispatch, logsigmoid, sigmoid, sigmoid_
+from sigmoid_op.kernels import pointwise, tiled
+from sigmoid_op.kernels.codegen import TARGETS, compiling_for
+from sigmoid_op.kernels.prepared import NUM_WARPS
+from tests.losses import LOSSES, REDUCTIONS
+from tests.members import MEMBERS, Op
+
+DTYPE = torch.bfloat16
+compiled: set[str] = set()
+
+
+def compile_only(kernel: Any, grid: tuple[int, int, int], args: tuple[Any, ...], key: tuple[Any, ...]) -> None:
+    """What ``launch_prepared`` does at first, up to the launch: the results stay as they were allocated."""
+    kernel.warmup(*args, grid=grid, num_warps=NUM_WARPS)
+    compiled.add(key[0].__name__)
+
+
+def differentiate(op: Op, *operands: Tensor) -> None:
+    out = op(*[operand.requires_grad_() for operand in operands])
+    out.backward(torch.ones_like(out))
+
+
+def call_sigmoid() -> None:
+    """Aligned and not, differentiated twice, and with a gradient that is one number."""
+    for x in (torch.zeros(64, dtype=DTYPE), torch.zeros(65, dtype=DTYPE)[1:]):
+        sigmoid_(x.clone())
+        for exact_grad in (False, True):
+            leaf = x.detach().clone().requires_grad_()
+            sigmoid(leaf, exact_grad=exact_grad).sum().backward()
+            out = sigmoid(leaf, exact_grad=exact_grad)
+            (grad_in,) = torch.autograd.grad(out, leaf, torch.ones_like(out), create_graph=True)
+            grad_in.backward(torch.ones_like(grad_in))
+
+
+def call_family() -> None:
+    for member in MEMBERS:
+        for variant in member.shapes:
+            differentiate(member.ours, *member.operands(variant, DTYPE, "cpu"))
+    differentiate(logsigmoid, torch.zeros(64, dtype=DTYPE))
+    for loss in LOSSES:
+        for reduction in REDUCTIONS:
+            target = torch.ones(3, 5)
+
+            def reduced(x: Tensor, loss: Any = loss, target: Tensor = target, reduction: str = reduction) -> Tensor:
+                return loss.ours(x, target, reduction=reduction, **loss.options)  # type: ignore[no-any-return]
+
+            differentiate(reduced, torch.zeros(3, 5, dtype=DTYPE))
+
+
+def main() -> None:
+    with pytest.MonkeyPatch.context() as patch, compiling_for(TARGETS["sm_90"]):
+        for template in (pointwise, tiled):
+            patch.setattr(template, "launch_prepared", compile_only)
+        for name, value in (("AVAILABLE", True), ("INTERPRETED", True), ("MIN_ELEMENTS", 0)):
+            patch.setattr(dispatch, name, value)  # CPU tensors take the way of large CUDA tensors
+        call_sigmoid()
+        call_family()
+    print(json.dumps(sorted(compiled)))
+
+
+if __name__ == "__main__":
+    main()
