@@ -99,7 +99,10 @@ def test_prepared_launches_compute() -> None:
 
 @pytest.mark.gpu
 def test_cuda_graph_capture() -> None:
-    """Forward and backward can be captured and replayed, the very first call inside the capture included."""
+    """Forward and backward can be captured and replayed, the very first call inside the capture included.
+
+    That one loads the kernels, which drivers from CUDA 12.3 on allow.
+    """
     from sigmoid_op.kernels.sigmoid import sigmoid_backward, sigmoid_forward
 
     prepared._prepared.clear()
