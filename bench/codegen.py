@@ -124,7 +124,8 @@ CAPTION = (
     "Full-block path, per element: B bytes moved, instr instructions, MUFU special-function operations; branch: its "
     "branches, calls and barriers. loads, stores: bits × accesses of a thread (gfx942: in the whole kernel). local, "
     "shared: bytes. bound by: the resource that takes longest, and the predicted share of the speed of a copy; "
-    "the load/store units are not modelled, so that for misaligned pointers the share is an upper bound."
+    "the load/store units are not modelled, so that for misaligned pointers the share is an upper bound. "
+    "sm_120, float64: half to three quarters of instr are NOPs that wait for one of the SM's 2 double-precision units."
 )
 
 

@@ -13,9 +13,10 @@ WARP = 32
 class Multiprocessor:
     """Limits of one SM, and double-precision results per clock.
 
-    Source: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability" and "Throughput of Native
-    Arithmetic Instructions". On all of these: 4 schedulers, each issuing one warp instruction per clock, 16
-    special-function (MUFU) results per clock, 65,536 registers, given out in units of 256 to a warp.
+    Source: CUDA C++ Programming Guide, "Compute Capabilities": "Technical Specifications per Compute Capability" and
+    the "Architecture" of 8.x, 9.0, 10.0 and 12.0. On all of these: 4 schedulers, each issuing one warp instruction per
+    clock, 16 special-function (MUFU) results per clock, 65,536 registers. How these are given out, in units of 256 to
+    a warp, is in cuda_occupancy.h of the CUDA toolkit.
     """
 
     warps: int
@@ -95,7 +96,8 @@ class Prediction:
     compute_bytes_per_second: float
 
 
-# Clocks: the data sheet's FP32 peak over 2 · FP32 lanes · SMs (64 lanes an SM on the A100, 128 on the others).
+# SMs and clocks: as the driver reports them. With 2 · 64 operations an SM and clock on the A100, 2 · 128 on the others,
+# they make the data sheets' FP32 peaks (the B200's 74.4 TFLOPS are given as 75).
 GPUS: tuple[Gpu, ...] = (
     Gpu(
         "A100",
@@ -103,9 +105,31 @@ GPUS: tuple[Gpu, ...] = (
         2.039e12,
         108,
         1.41e9,
-        "A100 80GB SXM data sheet: 2,039 GB/s, 19.5 TFLOPS; 108 SMs: white paper",
+        "A100 data sheet, 80GB SXM: 2,039 GB/s, 19.5 TFLOPS; driver: 108 SMs, 1,410 MHz",
     ),
-    Gpu("H100", "sm_90", 3.35e12, 132, 1.98e9, "H100 SXM data sheet: 3.35 TB/s, 67 TFLOPS; 132 SMs: white paper"),
-    Gpu("H200", "sm_90", 4.8e12, 132, 1.98e9, "H200 SXM data sheet: 4.8 TB/s, 67 TFLOPS; 132 SMs: as H100"),
-    Gpu("B200", "sm_100", 8.0e12, 148, 1.98e9, "DGX B200 data sheet: 64 TB/s of 8; HGX B200: 600 TFLOPS of 8; 148 SMs"),
+    Gpu(
+        "H100",
+        "sm_90",
+        3.35e12,
+        132,
+        1.98e9,
+        "H100 data sheet, SXM: 3.35 TB/s, 67 TFLOPS; driver: 132 SMs, 1,980 MHz",
+    ),
+    Gpu(
+        "H200",
+        "sm_90",
+        4.8e12,
+        132,
+        1.98e9,
+        "H200 data sheet, SXM: 4.8 TB/s, 67 TFLOPS; SMs and clock: as H100",
+    ),
+    # The DGX B200's data sheet, older, rounds up to 64 TB/s for 8. The driver's 7,680 bits at 3,996 MHz make 7.67 TB/s.
+    Gpu(
+        "B200",
+        "sm_100",
+        7.7e12,
+        148,
+        1.965e9,
+        "Blackwell Architecture Technical Brief 2.1, HGX B200: 7.7 TB/s, 75 TFLOPS; driver: 148 SMs, 1,965 MHz",
+    ),
 )
