@@ -1,7 +1,8 @@
-"""The only place that says when a Triton kernel runs, and why.
+"""The only place that says which tensors a Triton kernel is for, and why.
 
 Two questions: can a kernel take this tensor (:func:`supported`), and is it faster there (:func:`worthwhile`)?
-Whatever a kernel does not take goes to PyTorch's own operators, which are right for everything.
+Whatever a kernel does not take goes to PyTorch's own operators, which are right for everything. How operands must lie
+in memory beside each other is the templates' affair: ``kernels/frame.py`` refuses what they cannot read.
 """
 
 import os
@@ -19,11 +20,20 @@ INTERPRETED: bool = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "").lower(
 
 # Whether any tensor could take a kernel in this process. Where none can, a call pays for nothing but this: on the CPU
 # build of PyTorch that keeps sigmoid() within 1.2 of torch.sigmoid at 16 elements (python -m bench host).
-AVAILABLE: bool = INTERPRETED or (HAS_TRITON and bool(torch.version.cuda or torch.version.hip))
+# Not on AMD: the kernels compile for it (python -m bench codegen), but the error of its 2^x and 1/x is not bounded.
+AVAILABLE: bool = INTERPRETED or (HAS_TRITON and torch.version.cuda is not None)
+
+
+def _min_elements() -> int:
+    text = os.environ.get("SIGMOID_OP_MIN_ELEMENTS", str(2**23))
+    if not text.isdecimal():
+        raise ValueError(f"SIGMOID_OP_MIN_ELEMENTS must be a number of elements, got {text!r}")
+    return int(text)
+
 
 # Smaller tensors go to torch.sigmoid, whose launch costs less host time; it saves the same tensor for backward.
-# Not measured yet on a GPU: set where a copy at 4.3 TB/s takes longer (8 to 16 us) than the host needs for our launch.
-MIN_ELEMENTS: int = 0 if INTERPRETED else int(os.environ.get("SIGMOID_OP_MIN_ELEMENTS", 2**23))
+# Not measured yet: 2^23 elements take an H200's memory 7 us or more, which our launch on the host should not.
+MIN_ELEMENTS: int = 0 if INTERPRETED else _min_elements()
 
 # Asked before anything else of a tensor: of a subclass, any question is a call that its ``__torch_function__`` sees.
 TENSOR_TYPES: frozenset[type[Tensor]] = frozenset({Tensor, Parameter})
@@ -78,9 +88,9 @@ def readable(x: Tensor) -> bool:
     """Whether a Triton kernel can load the elements of ``x``, wherever they lie."""
     return (
         (x.is_cuda or (INTERPRETED and x.is_cpu))
-        and HAS_TRITON
+        and AVAILABLE
         and x.dtype in KERNEL_DTYPES
-        and _called_eagerly(x)  # first: Dynamo cannot trace the questions after it
+        and _called_eagerly(x)  # before the next, which Dynamo cannot trace
         and is_ordinary(x)
     )
 

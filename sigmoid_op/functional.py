@@ -1,15 +1,16 @@
 """``sigmoid`` and ``sigmoid_``: one readable ``if`` chooses a fused kernel or PyTorch's own."""
 
+import contextlib
+
 import torch
 import torch.fx
-import torch.jit._builtins
 from torch import Tensor
 
 from sigmoid_op import dispatch
 from sigmoid_op.autograd import SigmoidFunction
 from sigmoid_op.exact import exact_sigmoid
 
-_torch_sigmoid = torch.sigmoid  # looking it up takes 5 % of a call with 16 elements (python -m bench host)
+_torch_sigmoid = torch.sigmoid  # looking it up takes 5 % of a call with 16 elements (python -m timeit)
 
 
 def sigmoid(input: Tensor, *, out: Tensor | None = None, exact_grad: bool = False) -> Tensor:
@@ -108,7 +109,10 @@ def _watched_by_autograd(x: Tensor) -> bool:
     )
 
 
-# TorchScript cannot compile a function with keyword-only defaults; it is told the operators they stand for. Without
-# this (private) table only scripting would fail, on the versions that still have it.
-torch.jit._builtins._register_builtin(sigmoid, "aten::sigmoid")
-torch.jit._builtins._register_builtin(sigmoid_, "aten::sigmoid_")
+# TorchScript cannot compile a function with keyword-only defaults; its (private) table tells it which operators these
+# stand for. A PyTorch without the table could not script them, and do all else.
+with contextlib.suppress(ImportError):
+    from torch.jit._builtins import _register_builtin
+
+    _register_builtin(sigmoid, "aten::sigmoid")
+    _register_builtin(sigmoid_, "aten::sigmoid_")

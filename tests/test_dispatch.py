@@ -238,10 +238,41 @@ def test_works_where_triton_is_missing() -> None:
 
 
 def test_threshold_can_be_set_from_outside() -> None:
-    """SIGMOID_OP_MIN_ELEMENTS overrides the measured threshold."""
+    """SIGMOID_OP_MIN_ELEMENTS overrides the threshold."""
     code = "from sigmoid_op import dispatch; assert dispatch.MIN_ELEMENTS == 12345"
     environment = {**_environment_without_interpreter(), "SIGMOID_OP_MIN_ELEMENTS": "12345"}
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment)
+
+
+def test_a_threshold_that_is_no_number_is_refused() -> None:
+    """SIGMOID_OP_MIN_ELEMENTS is named in the error."""
+    environment = {**_environment_without_interpreter(), "SIGMOID_OP_MIN_ELEMENTS": "2^20"}
+    command = [sys.executable, "-c", "import sigmoid_op"]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "ValueError: SIGMOID_OP_MIN_ELEMENTS must be a number of elements, got '2^20'" in process.stderr
+
+
+@pytest.mark.parametrize(("cuda", "hip"), [("13.0", None), (None, "7.0")])
+def test_kernels_are_for_cuda(cuda: str | None, hip: str | None) -> None:
+    """A PyTorch built for AMD never takes them: their accuracy there is not bounded."""
+    code = (
+        "import torch\n"
+        f"torch.version.cuda, torch.version.hip = {cuda!r}, {hip!r}\n"
+        "from sigmoid_op import dispatch\n"
+        f"assert dispatch.AVAILABLE == {cuda is not None}\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=_environment_without_interpreter())
+
+
+def test_works_without_the_table_of_torchscript() -> None:
+    """A PyTorch that has lost that private table loses the scripting of ``sigmoid`` alone."""
+    code = (
+        "import sys, torch\n"
+        "sys.modules['torch.jit._builtins'] = None\n"
+        "import sigmoid_op\n"
+        "assert sigmoid_op.sigmoid(torch.zeros(1)).item() == 0.5\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=_environment_without_interpreter())
 
 
 def _environment_without_interpreter() -> dict[str, str]:
