@@ -1,7 +1,7 @@
 """σ for PyTorch: a drop-in ``torch.sigmoid``, and the ops built on it, with fused Triton kernels on CUDA."""
 
 from sigmoid_op.autograd import SigmoidFunction
-from sigmoid_op.convert import convert, revert
+from sigmoid_op.conversion import convert, revert
 from sigmoid_op.family.bce import binary_cross_entropy_with_logits
 from sigmoid_op.family.focal import sigmoid_focal_loss
 from sigmoid_op.family.gate import sigmoid_gate

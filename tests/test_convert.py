@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sigmoid_op import Sigmoid
-from sigmoid_op.convert import MODULES, convert, revert
+from sigmoid_op.conversion import MODULES, convert, revert
 from tests.conftest import Path
 from tests.models import LSTM, GatedMLP, SqueezeExcitation
 
@@ -143,14 +143,16 @@ class _MySigmoid(nn.Sigmoid):
 
 
 def _check_subclasses(convert: Convert) -> None:
-    """Subclasses, parametrized and scripted modules stay as they are, and so do other activations."""
+    """Subclasses, parametrized and scripted modules stay as they are, and those with a forward of their own."""
     parametrized = nn.Sigmoid()
     parametrized.scale = nn.Parameter(torch.ones(1))
     parametrize.register_parametrization(parametrized, "scale", nn.Identity())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
         scripted = torch.jit.script(nn.Sigmoid())
-    model = nn.Sequential(_MySigmoid(), parametrized, scripted, nn.Softsign(), nn.Hardsigmoid(), nn.Sigmoid())
+    hooked: Any = nn.Sigmoid()
+    hooked.forward = hooked.forward
+    model = nn.Sequential(_MySigmoid(), parametrized, scripted, hooked, nn.Softsign(), nn.Hardsigmoid(), nn.Sigmoid())
     kinds = [type(module) for module in model]
     convert(model)
     assert [type(module) for module in model] == [*kinds[:-1], Sigmoid]

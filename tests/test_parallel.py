@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from sigmoid_op import sigmoid
-from sigmoid_op.convert import convert
+from sigmoid_op.conversion import convert
 from sigmoid_op.override import enable
 from tests.ulp import exact_sigmoid
 

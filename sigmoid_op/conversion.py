@@ -42,12 +42,13 @@ def convert(model: nn.Module) -> Report:
     The same with ``nn.SiLU``, ``nn.GLU``, ``nn.LogSigmoid`` and ``nn.BCEWithLogitsLoss``.
 
     Only the exact type counts: a subclass, a scripted or a parametrized module and one given to ``fully_shard`` (which
-    changes its class) stay as they are, so convert first and wrap afterwards.
+    changes its class) stay as they are, so convert first and wrap afterwards. So does a module with a ``forward`` of its
+    own, as some hooks set it, which would hide that of the class.
 
     Replaced is the module's class, as ``torch.nn.utils.parametrize`` and ``fully_shard`` do it, and not the module: it
     remains the same object wherever it is shared or referred to, with its hooks, flags, name and every other attribute.
     A compiled model has PyTorch's operators before and after. Whole modules pickled afterwards need this package to
-    load; state dicts do not.
+    load; state dicts do not. For gradients that survive saturation, set ``exact_grad = True`` on a converted module.
 
     Args:
         model: any module; what it holds outside of registered submodules, as in plain lists, is not found.
@@ -59,16 +60,20 @@ def convert(model: nn.Module) -> Report:
 
 
 def revert(model: nn.Module) -> Report:
-    """Undo :func:`convert`: make every ``Sigmoid`` in ``model`` an ``nn.Sigmoid`` again, and so on, in place.
+    """Undo :func:`convert`: make every ``Sigmoid`` that it would have made an ``nn.Sigmoid`` again, and so on, in place.
 
-    Those that were ours from the start are not told apart from converted ones.
+    Those that were ours from the start are not told apart from converted ones, and lose their ``exact_grad``.
     """
     return _replace(model, {ours: theirs for theirs, ours in MODULES.items()})
 
 
 def _replace(model: nn.Module, table: Mapping[type[nn.Module], type[nn.Module]]) -> Report:
     # All are found before any is changed: a shared module is met once under each of its names.
-    found = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if type(module) in table]
+    found = [
+        (name, module)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if type(module) in table and "forward" not in vars(module)
+    ]
     replaced = {name: table[type(module)] for name, module in found}
     for name, module in found:
         module.__class__ = replaced[name]
