@@ -17,8 +17,6 @@ from tests.conftest import CUDA, Path
 from tests.ulp import exact_sigmoid
 
 pytestmark = [
-    # PyTorch itself still uses TorchScript when Inductor is first imported.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
     # Inductor's advice on every GPU that has TF32, about matrix products, of which there are none here.
     pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
 ]

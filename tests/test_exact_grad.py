@@ -187,7 +187,6 @@ def test_compiled_gradient_is_exact(path: Path, dtype: torch.dtype) -> None:
 
 
 @traces_a_function
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # on Inductor's import
 @pytest.mark.usefixtures("fresh_compiler")
 def test_inductor_fuses_it(path: Path) -> None:
     """Inductor compiles forward and backward to a kernel each; the gradient is still the true derivative."""

@@ -13,8 +13,6 @@ from tests.members import Member, Op, every_member
 from tests.test_compile import Recorder
 
 pytestmark = [
-    # PyTorch itself still uses TorchScript when Inductor is first imported.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
     # PyTorch's own: it maps the derivative of F.glu over a batch one by one.
     pytest.mark.filterwarnings("ignore:There is a performance drop.*aten..glu_(backward_)?jvp:UserWarning"),
     # Copying an exported program meets PyTorch's own deprecated class.

@@ -251,7 +251,6 @@ def test_modes_fakes_and_traces_see_the_operator(kernel_path: Path, launches: li
     assert launches == []
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # PyTorch's own use
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compile(kernel_path: Path, launches: list[str], backend: str) -> None:
     """One graph. Run operator by operator it reaches our kernels; Inductor writes its own, fused, as ever."""
