@@ -1,4 +1,4 @@
-"""The kernels there are, as the launchers call them: what :mod:`.codegen` compiles without a GPU."""
+"""Every kernel, with operands such as its launcher gives it: what :mod:`.codegen` compiles without a GPU."""
 
 import math
 from collections.abc import Callable
@@ -112,8 +112,8 @@ def _loss(dtype: torch.dtype) -> tuple[Operands, Operands]:
     return (meta((2**20,), dtype),) * 2, ()
 
 
-def _is_exact(dtype: torch.dtype) -> bool:
-    """Whether a loss of this dtype is computed for more than 16 bits."""
+def _is_wide(dtype: torch.dtype) -> bool:
+    """Whether a loss of this dtype has more than 16 bits."""
     return dtype.itemsize > 2
 
 
@@ -136,9 +136,9 @@ FAMILY: tuple[Kernel | TiledKernel, ...] = (
     Kernel("swiglu backward", gate_formulas.swiglu_backward, scalars=0, inputs=3, outputs=2),
     Kernel("logsigmoid", loss_formulas.logsigmoid, scalars=0, inputs=1, outputs=1),
     Kernel("logsigmoid backward", loss_formulas.logsigmoid_backward, scalars=0, inputs=2, outputs=1),
-    TiledKernel("BCE", loss_formulas.bce, _loss, constants=lambda dtype: (False, False, _is_exact(dtype)), summed=1),
+    TiledKernel("BCE", loss_formulas.bce, _loss, constants=lambda dtype: (False, False, _is_wide(dtype)), summed=1),
     Kernel("BCE backward", loss_formulas.bce_backward, scalars=1, inputs=2, outputs=1, constants=(False, False)),
-    TiledKernel("focal", loss_formulas.focal, _loss, constants=lambda dtype: (0.25, 2.0, _is_exact(dtype)), summed=1),
+    TiledKernel("focal", loss_formulas.focal, _loss, constants=lambda dtype: (0.25, 2.0, _is_wide(dtype)), summed=1),
     Kernel("focal backward", loss_formulas.focal_backward, scalars=1, inputs=2, outputs=1, constants=(0.25, 2.0)),
     TiledKernel("packed swiglu", gate_formulas.swiglu, partial(_packed, backward=False)),
     TiledKernel("packed swiglu backward", gate_formulas.swiglu_backward, partial(_packed, backward=True)),

@@ -69,12 +69,12 @@ def _sigmoid_16bit(x, mantissa_bits: tl.constexpr, scale_exponent: tl.constexpr)
 
 @triton.jit
 def _sigmoid_float32(x):
-    """σ(x) = scale / (scale + scale·e^-x) within 0.94 ulp of float32 for every x, in IEEE operations only.
+    """σ(x) = scale / (scale + scale·e^-x) within 0.94 ulp of float32 for every x.
 
-    The GPU's own 2^x is too coarse for that (2 ulp), so e^-x = 2^n · 2^f is a polynomial. With β of 16 bits, n·β is
-    exact, and x·α + n·β = g reduces the argument in one step, α/β being log2 e to 2.3e-11; 2^f - 1 = g·w(g) - g has no
-    constant term to round. ``scale`` = 2^-40 keeps the power finite for x from -105 on, where results are subnormal,
-    and the last product rounds those once.
+    The GPU's own 2^x is too coarse for that (2 ulp), so e^-x = 2^n · 2^f is a polynomial, in IEEE operations. With β of
+    16 bits, n·β is exact, and x·α + n·β = g reduces the argument in one step, α/β being log2 e to 2.3e-11;
+    2^f - 1 = g·w(g) - g has no constant term to round. ``scale`` = 2^-40 keeps the power finite for x from -105 on,
+    where results are subnormal, and the last product rounds those once.
 
     The reciprocal is taken of a rounded denominator, and corrected with the residual of the unrounded one, held in
     three parts: p = 2^n + scale, -2^n·g, and the rest. So the largest error, 0.931 ulp, is no larger for a reciprocal

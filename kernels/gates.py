@@ -49,7 +49,12 @@ def _summed_axis(layout: Frame) -> int | None:
 def _sum_to(gate: Tensor, sums: Tensor, layout: Frame, axis: int) -> Tensor:
     """The sums of tiles, [batch, tile, row or column], added up to the shape of ``gate``."""
     batch, row, column = layout.strides[-1]
-    broadcast = [1, *([0] if batch == 0 else []), *([2] if (row if axis == 1 else column) == 0 else [])]
+    kept = row if axis == 1 else column
+    broadcast = [1]  # the tiles
+    if batch == 0:
+        broadcast.append(0)
+    if kept == 0:
+        broadcast.append(2)
     padded = (1,) * (len(layout.order) - gate.dim()) + gate.shape
     in_memory_order = sums.sum(broadcast).reshape([padded[d] for d in layout.order])
     back = sorted(range(len(layout.order)), key=lambda position: layout.order[position])

@@ -100,8 +100,8 @@ def one_minus(x):
 def multiply_to_odd(a, b):
     """a·b for float32, rounded to odd: where it is not exact, the neighbour whose last bit is 1.
 
-    That one is never halfway between two numbers of 22 bits or fewer, nor one of them. So rounded again, to nearest, it
-    gives what the exact product does.
+    A float32 rounded to odd is neither a number of 22 bits or fewer nor halfway between two of those, so rounding it
+    again, to nearest, decides as the exact product would.
     """
     if _emits_ptx():
         down = tl.inline_asm_elementwise(

@@ -3,9 +3,10 @@
 All is made of t = σ(-|x|), which is small and exact where σ saturates. With it σ(x) and σ(-x) are t and 1 - t, in the
 order that the sign of x says, and log(1 + e^-|x|) is -log(1 - t): one exponential per element, and no logarithm.
 
-A target y, which need not be 0 or 1, has two parts, y and 1 - y. One speaks ``against`` the sign of x, and is y where x
-is negative; the other is ``agreeing``. In their terms a loss is the same on both sides of 0, and its gradient but for
-the sign. Operands may differ in dtype; ``exact`` says whether the result is wider than 16 bits.
+A target y, which need not be 0 or 1, has two parts, y and 1 - y. The one that speaks against the sign of x, y for x < 0
+and 1 - y otherwise, is called ``against``, the other ``agreeing``. In their terms the loss is the same function of |x|
+on both sides of 0, and the gradient changes sign. Operands may differ in dtype; ``wide`` says whether the result has
+more than 16 bits.
 """
 
 import triton
@@ -75,14 +76,14 @@ Q_64 = tl.constexpr(
 
 
 @triton.jit
-def _tail(x, exact: tl.constexpr):
+def _tail(x, wide: tl.constexpr):
     """t = σ(-|x|) = e^-|x| / (1 + e^-|x|) of a widened x.
 
     For 16 bits, a scale of 2^8 keeps the exponential normal where bfloat16 results are subnormal, |x| from 87.3 on.
     """
     if x.dtype == tl.float64:
         return _sigmoid(-tl.abs(x), tl.float64)
-    elif exact:
+    elif wide:
         return _sigmoid(-tl.abs(x), tl.float32)
     else:
         scaled = exp2_approx(fma(tl.abs(x), -LOG2_E, 8.0))
@@ -98,11 +99,11 @@ def _polynomial(t, coefficients: tl.constexpr, degree: tl.constexpr):
 
 
 @triton.jit
-def _softplus(t, exact: tl.constexpr):
+def _softplus(t, wide: tl.constexpr):
     """log(1 + e^-|x|) = -log(1 - t) = t + t²·q(t)"""
     if t.dtype == tl.float64:
         q = _polynomial(t, Q_64, 19)
-    elif exact:
+    elif wide:
         q = _polynomial(t, Q_32, 8)
     else:
         q = _polynomial(t, Q_16, 5)
@@ -113,18 +114,18 @@ def _softplus(t, exact: tl.constexpr):
 def logsigmoid(args):
     """out = log σ(x) = min(x, 0) - log(1 + e^-|x|)"""
     (x,) = args
-    exact: tl.constexpr = x.dtype.primitive_bitwidth > 16
+    wide: tl.constexpr = x.dtype.primitive_bitwidth > 16
     x = widen(x)
-    return (tl.minimum(x, 0.0) - _softplus(_tail(x, exact), exact),)
+    return (tl.minimum(x, 0.0) - _softplus(_tail(x, wide), wide),)
 
 
 @triton.jit
 def logsigmoid_backward(args):
     """grad_in = grad_out · σ(-x)"""
     grad_out, x = args
-    exact: tl.constexpr = x.dtype.primitive_bitwidth > 16
+    wide: tl.constexpr = x.dtype.primitive_bitwidth > 16
     x = widen(x)
-    t = _tail(x, exact)
+    t = _tail(x, wide)
     return (widen(grad_out) * tl.where(x < 0, 1.0 - t, t),)
 
 
@@ -139,13 +140,13 @@ def bce(args, constants: tl.constexpr):
     """loss = weight · (against·|x| + (against + agreeing)·log(1 + e^-|x|)), in which no digits cancel
 
     The parts of the target are pos_weight·y and 1 - y. ``args`` are x, y, and weight and pos_weight where the constants
-    (has_weight, has_pos_weight, exact) say so.
+    (has_weight, has_pos_weight, wide) say so.
     """
     has_weight: tl.constexpr = constants[0]
     has_pos_weight: tl.constexpr = constants[1]
-    exact: tl.constexpr = constants[2]
+    wide: tl.constexpr = constants[2]
     x, y = widen(args[0]), widen(args[1])
-    loss = _softplus(_tail(x, exact), exact)
+    loss = _softplus(_tail(x, wide), wide)
     positive = y
     if has_pos_weight:
         positive = widen(args[2 + has_weight]) * y
@@ -165,14 +166,14 @@ def bce_backward(args, constants: tl.constexpr):
     """
     has_weight: tl.constexpr = constants[0]
     has_pos_weight: tl.constexpr = constants[1]
-    exact: tl.constexpr = args[1].dtype.primitive_bitwidth > 16
+    wide: tl.constexpr = args[1].dtype.primitive_bitwidth > 16
     grad_out, x, y = widen(args[0]), widen(args[1]), widen(args[2])
     positive = y
     if has_pos_weight:
         positive = widen(args[3 + has_weight]) * y
     if has_weight:
         grad_out = grad_out * widen(args[3])
-    t = _tail(x, exact)
+    t = _tail(x, wide)
     against, agreeing = _shares(x, positive, 1.0 - y)
     slope = fma(against, 1.0 - t, -1.0 * agreeing * t)
     return (grad_out * tl.where(x < 0, -1.0 * slope, slope),)
@@ -210,15 +211,15 @@ def _balance(y, alpha: tl.constexpr):
 def focal(args, constants: tl.constexpr):
     """loss = α_t · m^γ · cross entropy, with m = 1 - p_t = against·(1 - t) + agreeing·t
 
-    The parts of the target are y and 1 - y. The constants are (alpha, gamma, exact); a negative alpha is none.
+    The parts of the target are y and 1 - y. The constants are (alpha, gamma, wide); a negative alpha is none.
     """
     alpha: tl.constexpr = constants[0]
     gamma: tl.constexpr = constants[1]
-    exact: tl.constexpr = constants[2]
+    wide: tl.constexpr = constants[2]
     x, y = widen(args[0]), widen(args[1])
-    t = _tail(x, exact)
+    t = _tail(x, wide)
     against, agreeing = _shares(x, y, 1.0 - y)
-    cross_entropy = fma(tl.abs(x), against, _softplus(t, exact))
+    cross_entropy = fma(tl.abs(x), against, _softplus(t, wide))
     loss = _times_power(cross_entropy, fma(agreeing, t, against * (1.0 - t)), gamma)
     if alpha >= 0:
         loss = loss * _balance(y, alpha)
@@ -234,15 +235,15 @@ def focal_backward(args, constants: tl.constexpr):
     """
     alpha: tl.constexpr = constants[0]
     gamma: tl.constexpr = constants[1]
-    exact: tl.constexpr = args[1].dtype.primitive_bitwidth > 16
+    wide: tl.constexpr = args[1].dtype.primitive_bitwidth > 16
     grad_out, x, y = widen(args[0]), widen(args[1]), widen(args[2])
-    t = _tail(x, exact)
+    t = _tail(x, wide)
     against, agreeing = _shares(x, y, 1.0 - y)
     u, v = against * (1.0 - t), agreeing * t
     m = u + v
     slope = u - v
     if gamma != 0:
-        pull = (against - agreeing) * gamma * fma(tl.abs(x), against, _softplus(t, exact))
+        pull = (against - agreeing) * gamma * fma(tl.abs(x), against, _softplus(t, wide))
         if gamma < 1:
             # A power below 0 is infinite where m is 0, as t is there; and t² is 0 before t^(γ + 1) is.
             smallest: tl.constexpr = 2.0**-1022 if x.dtype == tl.float64 else 2.0**-126

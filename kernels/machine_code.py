@@ -132,7 +132,7 @@ def _parse_sass(dump: str) -> list[Instruction]:
 
 
 def _full_block_path(instructions: list[Instruction]) -> list[Instruction]:
-    """The blocks that lead to a store, on no way that passes a masked access; from their first global load on.
+    """The blocks that lead to a store and share no way with a masked load; from their first global load on.
 
     Triton predicates every masked load, and a sum's store, which one thread does for many. The block that chooses
     between both paths leads to masked ones, too.

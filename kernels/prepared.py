@@ -1,4 +1,4 @@
-"""Launching a kernel without Triton's own argument binding, which costs more host time than the launch itself."""
+"""Launching a kernel without Triton's own argument binding, which it would do anew in each call."""
 
 from contextlib import nullcontext
 from typing import Any

@@ -146,7 +146,8 @@ def kernel_operand(x: Tensor, out: Tensor, *, broadcast: bool = True) -> Tensor 
     """``x`` as a kernel reads it beside ``out``: in the same memory order, or as one element; None if it cannot.
 
     A 16-bit ``x`` in another layout is copied into that of ``out``: one more read and write, but the gradient is still
-    rounded once. For wider dtypes PyTorch's own kernel reads any layout and rounds no worse, so nothing is copied.
+    rounded once. Wider dtypes go to PyTorch's own kernel, which reads any layout; in float32 its gradient is within
+    2.0 ulp where ours is within 1.3 (python -m bench accuracy), which a copy would not be worth.
     """
     if x.shape != out.shape or x.dtype != out.dtype or x.device != out.device or not dispatch.is_ordinary(x):
         return None

@@ -38,7 +38,7 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     Shape:
         - Input: any
         - Target: that of the input
-        - Output: none, or for the reduction "none" that of the input
+        - Output: scalar, or for the reduction "none" that of the input
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class SigmoidFocalLoss(nn.Module):
     Shape:
         - Inputs: any
         - Targets: that of the inputs
-        - Output: that of the inputs, or for the reductions "mean" and "sum" none
+        - Output: that of the inputs, or for the reductions "mean" and "sum" scalar
     """
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2, reduction: str = "none") -> None:

@@ -144,7 +144,7 @@ def _sigmoid_backward_out(
 
 
 def _can_hold(result: Tensor, x: Tensor) -> bool:
-    """Whether ``result``, as it is, is like ``x`` in all that a kernel asks, and is all of its memory or none of it."""
+    """Whether ``result`` has the shape, strides, dtype and device of ``x``, and exactly its memory or none of it."""
     return (
         result.shape == x.shape
         and result.stride() == x.stride()

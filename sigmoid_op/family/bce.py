@@ -67,8 +67,8 @@ def binary_cross_entropy_with_logits(
         pos_weight: a factor of the positive part, the y above, that broadcasts to the shape of ``input``.
 
     Returns:
-        a tensor of the dtype of ``target``, as PyTorch has it (under autocast float32 in place of 16 bits): of one
-        element, or for the reduction "none" of the shape of ``input``.
+        a tensor of the dtype of ``target``, as PyTorch has it (under autocast float32 in place of 16 bits): a scalar,
+        or for the reduction "none" of the shape of ``input``.
 
     Saved for backward: the tensors given.
 

@@ -69,12 +69,12 @@ def sigmoid_focal_loss(
         targets: a tensor of that shape and a floating dtype; labels of 0 or 1, or soft ones between them.
         alpha: the weight of positive examples, in [0, 1], beside 1 - alpha of negative ones; -1 for no weights.
         gamma: the exponent of 1 - p_t, which makes easy examples count less. Halves from 0 to 4.5 are computed by
-            products and a root; for others float32 results are within 1e-5.
+            products and a root; for others float32 results are within 2.4e-5 (200 ulp).
         reduction: "none", "mean" or "sum".
 
     Returns:
         a tensor of the dtype that both promote to (under autocast float32 in place of 16 bits): of the shape of
-        ``inputs``, or of one element.
+        ``inputs``, or a scalar.
 
     Saved for backward: ``inputs`` and ``targets``.
 
