@@ -2,6 +2,9 @@
 
 An op is given as ``op``, PyTorch's form, a function of the tensors to differentiate; and as kernels, launchers that
 return None for a layout they do not take. Saved for backward are the operands alone, from which σ is taken again.
+
+These Functions need no ``jvp`` and no rule for ``vmap``, as σ's own in ``sigmoid_op/autograd.py`` have: they are not
+public, have no gradient that PyTorch has not, and so leave forward mode, transforms and compilers to PyTorch's form.
 """
 
 from collections.abc import Callable
@@ -37,21 +40,26 @@ def backward(ctx: Any, kernel: Callable[..., Any], op: Op, grad_out: Tensor) -> 
     gradients = by_kernel(kernel, grad_out, *operands)
     if gradients is not None:
         return gradients
-    pullback = torch.func.vjp(_in_float32(op), *operands)[1]
-    gradients = pullback(grad_out)
+    gradients = by_operators(op, grad_out, *operands)
     return gradients if len(operands) > 1 else gradients[0]
 
 
-def _in_float32(op: Op) -> Op:
-    """``op`` with its 16-bit operands widened, and the result rounded once, as the kernels do it."""
+def by_operators(op: Op, grad_out: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
+    """The gradient of each operand, by PyTorch's differentiation of ``op``.
+
+    16-bit operands are widened to float32 and the result is rounded once, as the kernels do it.
+    """
 
     def widened(*operands: Tensor) -> Tensor:
-        dtype = operands[0].dtype
-        if dtype in HALF_DTYPES:
-            return op(*(operand.float() for operand in operands)).to(dtype)
-        return op(*operands)
+        return op(*(widen(operand) for operand in operands)).to(grad_out.dtype)
 
-    return widened
+    gradients: tuple[Tensor, ...] = torch.func.vjp(widened, *operands)[1](grad_out)
+    return gradients
+
+
+def widen(x: Tensor) -> Tensor:
+    """16 bits as float32."""
+    return x.float() if x.dtype in HALF_DTYPES else x
 
 
 def broadcasts_to(small: Tensor, large: Tensor) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_op import dispatch
-from sigmoid_op.family.fused import HALF_DTYPES, broadcasts_to, by_kernel
+from sigmoid_op.family.fused import HALF_DTYPES, Op, broadcasts_to, by_kernel, by_operators, widen
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -32,20 +32,14 @@ def result_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def gradient(
-    kernel: Callable[..., Tensor | None], op: Callable[..., Tensor], grad_out: Tensor, *operands: Tensor | None
+    kernel: Callable[..., Tensor | None], op: Op, grad_out: Tensor, input: Tensor, *others: Tensor | None
 ) -> Tensor:
-    """The gradient of the first operand, ``input``: ``kernel(grad_out, *operands)``, or what PyTorch makes of ``op``.
+    """The gradient of ``input``: by the kernel, or what PyTorch makes of ``op``.
 
-    The latter where it is differentiated again, or no kernel can read the tensors; 16-bit operands are widened.
+    The latter where it is differentiated again, or no kernel can read the tensors.
     """
-    of_kernel: Tensor | None = by_kernel(kernel, grad_out, *operands)
+    of_kernel: Tensor | None = by_kernel(kernel, grad_out, input, *others)
     if of_kernel is not None:
         return of_kernel
-
-    def of_input(input: Tensor) -> Tensor:
-        loss = op(*(x.float() if x is not None and x.dtype in HALF_DTYPES else x for x in (input, *operands[1:])))
-        return loss.to(grad_out.dtype)
-
-    pullback = torch.func.vjp(of_input, operands[0])[1]
-    grad_in: Tensor = pullback(grad_out)[0]
-    return grad_in
+    wide = [None if x is None else widen(x) for x in others]
+    return by_operators(lambda input: op(input, *wide), grad_out, input)[0]
