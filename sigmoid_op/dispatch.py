@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+from torch.utils._device import DeviceContext
 
 HAS_TRITON: bool = find_spec("triton") is not None
 
@@ -119,8 +120,14 @@ def _called_eagerly(x: Tensor) -> bool:
         or _is_tracing()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
-        or torch.overrides.has_torch_function_unary(x)
+        or (torch.overrides.has_torch_function_unary(x) and _is_watched_by_mode())
     )
+
+
+def _is_watched_by_mode() -> bool:
+    """By another than the one that ``torch.set_default_device`` enters, which is about new tensors only."""
+    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return any(type(mode) is not DeviceContext for mode in modes)
 
 
 def is_dense(x: Tensor) -> bool:

@@ -201,6 +201,15 @@ def test_function_and_dispatch_modes_see_the_call(kernel_path: Path, launches: l
     assert launches == []
 
 
+def test_a_default_device_hides_nothing(kernel_path: Path, launches: list[str]) -> None:
+    """``torch.set_default_device`` enters a mode, too; it is about new tensors, and kernels run on."""
+    x = torch.randn(5, device=kernel_path.device)
+    with torch.device(kernel_path.device):
+        sigmoid(x)
+        sigmoid_op.silu(x)
+    assert launches == ["sigmoid", "silu"]
+
+
 def test_inference_mode(path: Path) -> None:
     """Inference tensors, which have no version counter, work out of place and in place."""
     with torch.inference_mode():
