@@ -42,8 +42,8 @@ def convert(model: nn.Module) -> Report:
     The same with ``nn.SiLU``, ``nn.GLU``, ``nn.LogSigmoid`` and ``nn.BCEWithLogitsLoss``.
 
     Only the exact type counts: a subclass, a scripted or a parametrized module and one given to ``fully_shard`` (which
-    changes its class) stay as they are, so convert first and wrap afterwards. So does a module with a ``forward`` of its
-    own, as some hooks set it, which would hide that of the class.
+    changes its class) stay as they are, so convert first and wrap afterwards. So does a module with a ``forward`` of
+    its own, as some hooks set it, which would hide that of the class.
 
     Replaced is the module's class, as ``torch.nn.utils.parametrize`` and ``fully_shard`` do it, and not the module: it
     remains the same object wherever it is shared or referred to, with its hooks, flags, name and every other attribute.
@@ -60,7 +60,7 @@ def convert(model: nn.Module) -> Report:
 
 
 def revert(model: nn.Module) -> Report:
-    """Undo :func:`convert`: make every ``Sigmoid`` that it would have made an ``nn.Sigmoid`` again, and so on, in place.
+    """Undo :func:`convert`: make every ``Sigmoid`` that it could have made an ``nn.Sigmoid`` again, and so on.
 
     Those that were ours from the start are not told apart from converted ones, and lose their ``exact_grad``.
     """
