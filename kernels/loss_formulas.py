@@ -243,14 +243,15 @@ def focal_backward(args, constants: tl.constexpr):
     m = u + v
     slope = u - v
     if gamma != 0:
-        pull = (against - agreeing) * gamma * fma(tl.abs(x), against, _softplus(t, wide))
+        pull = (against - agreeing) * gamma
+        cross_entropy = fma(tl.abs(x), against, _softplus(t, wide))
         if gamma < 1:
             # A power below 0 is infinite where m is 0, as t is there; and t² is 0 before t^(γ + 1) is.
             smallest: tl.constexpr = 2.0**-1022 if x.dtype == tl.float64 else 2.0**-126
             m = tl.maximum(m, smallest, propagate_nan=tl.PropagateNan.ALL)
-            slope = _times_power(fma(t / m, (1.0 - t) * pull, slope), m, gamma)
+            slope = _times_power(fma(t / m * pull, (1.0 - t) * cross_entropy, slope), m, gamma)
         else:
-            slope = _times_power(fma(m, slope, t * (1.0 - t) * pull), m, gamma - 1)
+            slope = _times_power(fma(m, slope, (1.0 - t) * pull * (t * cross_entropy)), m, gamma - 1)
     if alpha >= 0:
         slope = slope * _balance(y, alpha)
     return (grad_out * tl.where(x < 0, -1.0 * slope, slope),)

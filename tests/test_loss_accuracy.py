@@ -88,6 +88,14 @@ def test_gradients_do_not_die(kernel_path: Path, dtype: torch.dtype) -> None:
     assert bool((sigmoid_focal_loss(x / 2, target) != 0).all())
 
 
+@pytest.mark.parametrize("gamma", [1.5, 2, 2.2, 4])
+def test_the_largest_logit(path: Path, gamma: float) -> None:
+    """Where γ·|x| is more than a number can be, the gradient is still -α."""
+    x = torch.tensor([-torch.finfo(torch.float32).max], device=path.device, requires_grad=True)
+    (slope,) = torch.autograd.grad(sigmoid_focal_loss(x, torch.ones_like(x), gamma=gamma).sum(), x)
+    assert slope.item() == -0.25
+
+
 @pytest.mark.parametrize("infinite", [torch.inf, -torch.inf, torch.nan])
 def test_infinite_logits(path: Path, infinite: float) -> None:
     """An infinite or undefined logit gives what PyTorch gives, and does not spoil its neighbours.
