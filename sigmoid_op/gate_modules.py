@@ -1,8 +1,6 @@
 """The gates as modules: :mod:`sigmoid_op.family` has the functions, with dtypes, errors and what is saved."""
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sigmoid_op.family.gate import sigmoid_gate
 from sigmoid_op.family.glu import glu
@@ -26,8 +24,6 @@ class SiLU(nn.SiLU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return F.silu(input, inplace=self.inplace)
         return silu(input, self.inplace)
 
 
@@ -47,8 +43,6 @@ class GLU(nn.GLU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return F.glu(input, self.dim)
         return glu(input, self.dim)
 
 
@@ -64,8 +58,6 @@ class SigmoidGate(nn.Module):
     """
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return x * torch.sigmoid(gate)
         return sigmoid_gate(x, gate)
 
 
@@ -81,8 +73,4 @@ class SwiGLU(nn.Module):
     """
 
     def forward(self, gate: Tensor, up: Tensor | None = None) -> Tensor:
-        if torch.jit.is_scripting():
-            if up is None:
-                gate, up = gate.chunk(2, -1)
-            return F.silu(gate) * up
         return swiglu(gate, up)

@@ -1,11 +1,9 @@
 """``LogSigmoid``, ``BCEWithLogitsLoss`` and ``SigmoidFocalLoss``: the losses as modules."""
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sigmoid_op.family.bce import binary_cross_entropy_with_logits
-from sigmoid_op.family.focal import sigmoid_focal_loss, torchvision_focal_loss
+from sigmoid_op.family.focal import sigmoid_focal_loss
 from sigmoid_op.family.logsigmoid import logsigmoid
 
 
@@ -22,8 +20,6 @@ class LogSigmoid(nn.LogSigmoid):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return F.logsigmoid(input)
         return logsigmoid(input)
 
 
@@ -42,10 +38,6 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return F.binary_cross_entropy_with_logits(
-                input, target, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
-            )
         return binary_cross_entropy_with_logits(
             input, target, self.weight, pos_weight=self.pos_weight, reduction=self.reduction
         )
@@ -74,9 +66,7 @@ class SigmoidFocalLoss(nn.Module):
         self.reduction = reduction
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return torchvision_focal_loss(inputs, targets, float(self.alpha), float(self.gamma), self.reduction)
-        return sigmoid_focal_loss(inputs, targets, self.alpha, self.gamma, self.reduction)
+        return sigmoid_focal_loss(inputs, targets, float(self.alpha), float(self.gamma), self.reduction)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"

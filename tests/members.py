@@ -221,4 +221,5 @@ every_call = pytest.mark.parametrize(
 )
 
 SIGMOID_GATE = next(member for member in MEMBERS if member.name == "sigmoid_gate")
+SWIGLU = next(member for member in MEMBERS if member.name == "swiglu")
 every_broadcast = pytest.mark.parametrize("variant", [v for v, (x, gate) in SIGMOID_GATE.shapes.items() if x != gate])

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.gradcheck import GradcheckError
+from torch.utils.checkpoint import checkpoint
 
 from bench.reference import sigmoid64
 from sigmoid_op import sigmoid_gate
 from tests.conftest import Path
-from tests.members import MEMBERS, SIGMOID_GATE, Member, every_broadcast, every_call, every_member
+from tests.members import MEMBERS, SIGMOID_GATE, SWIGLU, Member, every_broadcast, every_call, every_member
 from tests.ulp import FLOAT_DTYPES, PRODUCT_GRADIENT_ULPS, PRODUCT_ULPS, ulp_of
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -101,17 +102,37 @@ def test_gradcheck_catches_gradients_of_the_other_operand(kernel_path: Path, mon
         gradcheck(member.ours, _leaves(member, "scalar", torch.float64, kernel_path))
 
 
-@pytest.mark.parametrize("variant", ["matrix", "per feature"])
+FREEZABLE = [(SIGMOID_GATE, "matrix"), (SIGMOID_GATE, "per feature"), (SWIGLU, "matrix")]
+
+
+@pytest.mark.parametrize(("member", "variant"), FREEZABLE, ids=lambda value: getattr(value, "name", value))
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_one_operand_is_frozen(path: Path, variant: str, frozen: int) -> None:
+def test_one_operand_is_frozen(path: Path, member: Member, variant: str, frozen: int) -> None:
     """An operand that requires no gradient gets none, and the other has the one it always has."""
-    operands = SIGMOID_GATE.operands(variant, torch.float64, path.device)
+    operands = member.operands(variant, torch.float64, path.device)
     operands[1 - frozen].requires_grad_()
-    SIGMOID_GATE.ours(*operands).sum().backward()
+    member.ours(*operands).sum().backward()
     assert operands[frozen].grad is None
     grad_out = torch.ones_like(operands[0])
-    exact = SIGMOID_GATE.true_gradients(grad_out, *operands)[1 - frozen][0]
+    exact = member.true_gradients(grad_out, *operands)[1 - frozen][0]
     torch.testing.assert_close(operands[1 - frozen].grad, exact, check_device=False)
+
+
+@pytest.mark.parametrize(("member", "variant"), FREEZABLE, ids=lambda value: getattr(value, "name", value))
+def test_a_frozen_gate_is_all_that_is_kept(
+    kernel_path: Path, launches: list[str], member: Member, variant: str
+) -> None:
+    """What it scales is not saved, may be changed in place, and its gradient is the op of grad_out and the gate."""
+    gate_at = member.ours is sigmoid_gate
+    operands = list(member.operands(variant, torch.float32, kernel_path.device))
+    scaled = operands[1 - gate_at].requires_grad_() * 1
+    operands[1 - gate_at] = scaled
+    assert [x.data_ptr() for x in _saved_by(member, tuple(operands))] == [operands[gate_at].data_ptr()]
+    launches.clear()
+    out = member.ours(*operands)
+    scaled.detach().zero_()
+    out.sum().backward()
+    assert launches == [member.kernels[0], member.kernels[0]]
 
 
 @every_member
@@ -127,6 +148,34 @@ def test_a_graph_is_used_again(path: Path, member: Member) -> None:
     torch.testing.assert_close(list(again), once)
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         out.sum().backward()
+
+
+@every_member
+def test_saved_tensor_hooks(path: Path, member: Member) -> None:
+    """Gradients of gradients under checkpointing and offloading, which put hooks on what is saved."""
+
+    def penalty(*leaves: Tensor) -> Tensor:
+        gradients = torch.autograd.grad(member.ours(*leaves).sum(), leaves, create_graph=True)
+        return sum((gradient.square().sum() for gradient in gradients), start=torch.zeros((), device=path.device))
+
+    leaves = _leaves(member, "matrix", torch.float64, path)
+    expected = torch.autograd.grad(penalty(*leaves), leaves)
+    checkpointed = checkpoint(penalty, *leaves, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(checkpointed, leaves), expected)
+    with torch.autograd.graph.save_on_cpu():
+        offloaded = penalty(*leaves)
+    torch.testing.assert_close(torch.autograd.grad(offloaded, leaves), expected)
+
+
+@pytest.mark.parametrize("x", [30.0, -30.0])
+def test_gradients_of_gradients_do_not_die(kernel_path: Path, x: float) -> None:
+    """Where σ saturates, a gate's second derivative keeps its digits: ∓e^-30 at ±30; at 30, PyTorch has 0."""
+    gate = torch.full((3,), x, device=kernel_path.device, requires_grad=True)
+    out = sigmoid_gate(torch.ones_like(gate), gate)
+    (slope,) = torch.autograd.grad(out.sum(), gate, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), gate)
+    exact = torch.full((3,), -math.copysign(math.exp(-30), x), dtype=torch.float64)
+    torch.testing.assert_close(curvature.cpu().double(), exact, rtol=1e-6, atol=0)
 
 
 @every_member

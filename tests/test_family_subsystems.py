@@ -11,7 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sigmoid_op import GLU, SiLU, convert, dispatch, revert
+from sigmoid_op import (
+    GLU,
+    SiLU,
+    binary_cross_entropy_with_logits,
+    convert,
+    dispatch,
+    glu,
+    logsigmoid,
+    revert,
+    sigmoid_focal_loss,
+    sigmoid_gate,
+    silu,
+    swiglu,
+)
 from tests.conftest import Path
 from tests.members import MEMBERS, Member, every_member
 
@@ -59,6 +72,29 @@ def test_jit(kernel_path: Path, launches: list[str], member: Member) -> None:
         assert "PythonOp" not in str(program.inlined_graph)
         _assert_computes(member, program, *operands)
     assert launches == []
+
+
+SCRIPTABLE: list[tuple[Callable[..., Tensor], int]] = [
+    (silu, 1),
+    (glu, 1),
+    (logsigmoid, 1),
+    (swiglu, 1),
+    (swiglu, 2),
+    (sigmoid_gate, 2),
+    (binary_cross_entropy_with_logits, 2),
+    (sigmoid_focal_loss, 2),
+]
+
+
+@pytest.mark.parametrize(("function", "arity"), SCRIPTABLE, ids=lambda value: getattr(value, "__name__", value))
+def test_functions_in_a_script(path: Path, function: Callable[..., Tensor], arity: int) -> None:
+    """A scripted model may call them: TorchScript compiles PyTorch's operators in their place."""
+    operands = [torch.rand(4, 6, device=path.device) for _ in range(arity)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
+        scripted = torch.jit.script(function)
+    assert "PythonOp" not in str(scripted.inlined_graph)
+    torch.testing.assert_close(scripted(*operands), function(*operands))
 
 
 @every_member

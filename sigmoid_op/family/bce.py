@@ -3,12 +3,13 @@
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
 from sigmoid_op import dispatch
-from sigmoid_op.family import loss
+from sigmoid_op.family import fused, loss
 
 
 class BCEWithLogitsFunction(Function):
@@ -23,19 +24,28 @@ class BCEWithLogitsFunction(Function):
         ctx.save_for_backward(input, target, weight, pos_weight)
         ctx.reduction = reduction
         dtype = loss.result_dtype(target.dtype, input.device)
-        out = bce_forward(input, target, weight, pos_weight, reduction, dtype)
-        return _op(input, target, weight, pos_weight, reduction) if out is None else out
+        kernel, op = partial(bce_forward, reduction=reduction, dtype=dtype), partial(_op, reduction=reduction)
+        return fused.forward(kernel, op, input, target, weight, pos_weight)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None, None, None]:
         from sigmoid_op.kernels.losses import bce_backward
 
-        kernel, op = partial(bce_backward, reduction=ctx.reduction), partial(_op, reduction=ctx.reduction)
-        return loss.gradient(kernel, op, grad_out, *ctx.saved_tensors), None, None, None, None
+        kernel, operators = partial(bce_backward, reduction=ctx.reduction), partial(_gradient, reduction=ctx.reduction)
+        return fused.backward(kernel, operators, grad_out, *ctx.saved_tensors), None, None, None, None
 
 
 def _op(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: str) -> Tensor:
     return F.binary_cross_entropy_with_logits(input, target, weight, reduction=reduction, pos_weight=pos_weight)
+
+
+def _gradient(
+    grad_out: Tensor, x: Tensor, y: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: str
+) -> Tensor:
+    s, s_minus = fused.both_sides(x)
+    positive = y if pos_weight is None else pos_weight * y
+    slope = (1 - y) * s - positive * s_minus
+    return loss.of_each(grad_out, x, reduction) * (slope if weight is None else weight * slope)
 
 
 def binary_cross_entropy_with_logits(
@@ -77,6 +87,8 @@ def binary_cross_entropy_with_logits(
 
     Source: :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
     """
+    if torch.jit.is_scripting():
+        return F.binary_cross_entropy_with_logits(input, target, weight, size_average, reduce, reduction, pos_weight)
     if (
         dispatch.AVAILABLE
         and size_average is None

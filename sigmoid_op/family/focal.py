@@ -9,7 +9,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from sigmoid_op import dispatch
-from sigmoid_op.family import loss
+from sigmoid_op.family import fused, loss
 
 
 class SigmoidFocalLossFunction(Function):
@@ -22,15 +22,27 @@ class SigmoidFocalLossFunction(Function):
         ctx.save_for_backward(inputs, targets)
         ctx.options = {"alpha": alpha, "gamma": gamma, "reduction": reduction}
         dtype = loss.result_dtype(torch.promote_types(inputs.dtype, targets.dtype), inputs.device)
-        out = focal_forward(inputs, targets, alpha, gamma, reduction, dtype)
-        return torchvision_focal_loss(inputs, targets, alpha, gamma, reduction) if out is None else out
+        kernel, op = partial(focal_forward, **ctx.options, dtype=dtype), partial(torchvision_focal_loss, **ctx.options)
+        return fused.forward(kernel, op, inputs, targets)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None, None, None]:
         from sigmoid_op.kernels.losses import focal_backward
 
-        kernel, op = partial(focal_backward, **ctx.options), partial(torchvision_focal_loss, **ctx.options)
-        return loss.gradient(kernel, op, grad_out, *ctx.saved_tensors), None, None, None, None
+        kernel, operators = partial(focal_backward, **ctx.options), partial(_gradient, **ctx.options)
+        return fused.backward(kernel, operators, grad_out, *ctx.saved_tensors), None, None, None, None
+
+
+def _gradient(grad_out: Tensor, x: Tensor, y: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
+    s, s_minus = fused.both_sides(x)
+    cross_entropy = -(y * F.logsigmoid(x) + (1 - y) * F.logsigmoid(-x))
+    missed = y * s_minus + (1 - y) * s  # 1 - p_t
+    slope = missed**gamma * ((1 - y) * s - y * s_minus)
+    if gamma != 0:
+        slope = slope + gamma * missed ** (gamma - 1) * ((1 - 2 * y) * s * s_minus) * cross_entropy
+    if alpha >= 0:
+        slope = slope * (alpha * y + (1 - alpha) * (1 - y))
+    return loss.of_each(grad_out, x, reduction) * slope
 
 
 def torchvision_focal_loss(
@@ -84,6 +96,8 @@ def sigmoid_focal_loss(
 
     Source: T.-Y. Lin et al., *Focal Loss for Dense Object Detection*, 2017; torchvision.ops.sigmoid_focal_loss.
     """
+    if torch.jit.is_scripting():
+        return torchvision_focal_loss(inputs, targets, alpha, gamma, reduction)
     if not (0 <= alpha <= 1) and alpha != -1:
         raise ValueError(f"Invalid alpha value: {alpha}. alpha must be in the range [0,1] or -1 for ignore.")
     if reduction not in loss.REDUCTIONS:

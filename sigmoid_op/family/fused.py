@@ -1,7 +1,7 @@
-"""What the family's Functions share: a kernel where one serves, PyTorch's own form of the op where none does.
+"""What the family's Functions share: a kernel where one serves, PyTorch's operators where none does.
 
-An op is given as ``op``, PyTorch's form, a function of the tensors to differentiate; and as kernels, launchers that
-return None for a layout they do not take. Saved for backward are the operands alone, from which σ is taken again.
+Kernels are launchers that return None for a layout they do not take. Saved for backward are the operands alone, from
+which σ is taken again. Each op states its gradient in PyTorch's operators, too, differentiable any number of times.
 
 These Functions need no ``jvp`` and no rule for ``vmap``, as σ's own in ``sigmoid_op/autograd.py`` have: they are not
 public, have no gradient that PyTorch has not, and so leave forward mode, transforms and compilers to PyTorch's form.
@@ -15,51 +15,43 @@ from torch import Tensor
 
 from sigmoid_op import dispatch
 
-Op = Callable[..., Tensor]
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
-def forward(ctx: Any, kernel: Callable[..., Tensor | None], op: Op, *operands: Tensor) -> Tensor:
-    """Save the operands, and return the result."""
-    ctx.save_for_backward(*operands)
+def forward(kernel: Callable[..., Tensor | None], op: Callable[..., Tensor], *operands: Tensor | None) -> Tensor:
+    """The result, by PyTorch's form of the op where the kernel does not serve."""
     out = kernel(*operands)
     return op(*operands) if out is None else out
 
 
-def by_kernel(kernel: Callable[..., Any], grad_out: Tensor, *operands: Tensor | None) -> Any:
-    """What the kernel makes of these; None where it takes none, or where its results are differentiated again."""
-    differentiated_again = torch.is_grad_enabled() or dispatch.in_forward_mode()
-    if differentiated_again or not all(x is None or dispatch.readable(x) for x in (grad_out, *operands)):
-        return None
-    return kernel(grad_out, *operands)
+def backward(
+    kernel: Callable[..., Any], operators: Callable[..., Any], grad_out: Tensor, *operands: Tensor | None
+) -> Any:
+    """``kernel(grad_out, *operands)``: the gradient, or one for each operand.
 
-
-def backward(ctx: Any, kernel: Callable[..., Any], op: Op, grad_out: Tensor) -> Any:
-    """The gradient of each operand; by PyTorch's form of the op where the kernel does not serve."""
-    operands: tuple[Tensor, ...] = ctx.saved_tensors
-    gradients = by_kernel(kernel, grad_out, *operands)
-    if gradients is not None:
-        return gradients
-    gradients = by_operators(op, grad_out, *operands)
-    return gradients if len(operands) > 1 else gradients[0]
-
-
-def by_operators(op: Op, grad_out: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
-    """The gradient of each operand, by PyTorch's differentiation of ``op``.
-
-    16-bit operands are widened to float32 and the result is rounded once, as the kernels do it.
+    The same by PyTorch's operators where no kernel can read the tensors, or what it gives is differentiated again: of
+    16-bit operands widened to float32, and rounded once, as the kernels do it.
     """
+    differentiated_again = torch.is_grad_enabled() or dispatch.in_forward_mode()
+    tensors = (grad_out, *(x for x in operands if x is not None))
+    if not differentiated_again and all(dispatch.readable(x) for x in tensors):
+        of_kernel = kernel(grad_out, *operands)
+        if of_kernel is not None:
+            return of_kernel
+    dtype = tensors[1].dtype
+    gradients = operators(*(None if x is None else _widen(x) for x in (grad_out, *operands)))
+    return gradients.to(dtype) if isinstance(gradients, Tensor) else tuple(x.to(dtype) for x in gradients)
 
-    def widened(*operands: Tensor) -> Tensor:
-        return op(*(widen(operand) for operand in operands)).to(grad_out.dtype)
 
-    gradients: tuple[Tensor, ...] = torch.func.vjp(widened, *operands)[1](grad_out)
-    return gradients
-
-
-def widen(x: Tensor) -> Tensor:
-    """16 bits as float32."""
+def _widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in HALF_DTYPES else x
+
+
+def both_sides(x: Tensor) -> tuple[Tensor, Tensor]:
+    """σ(x) and σ(-x), each with all its digits, and so are all their derivatives: those of t = σ(-|x|) and 1 - t."""
+    negative = x < 0
+    t = torch.sigmoid(torch.where(negative, x, -x))
+    return torch.where(negative, t, 1 - t), torch.where(negative, 1 - t, t)
 
 
 def broadcasts_to(small: Tensor, large: Tensor) -> bool:

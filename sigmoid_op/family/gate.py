@@ -14,20 +14,35 @@ def _op(x: Tensor, gate: Tensor) -> Tensor:
     return x * torch.sigmoid(gate)
 
 
+def gradients(grad_out: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of ``x`` and ``gate`` in PyTorch's operators."""
+    s, s_minus = fused.both_sides(gate)
+    grad_x = grad_out * s
+    return grad_x, (grad_x * x * s_minus).sum_to_size(gate.shape)
+
+
 class SigmoidGateFunction(Function):
-    """x · σ(gate) with both gradients in one pass. Saved for backward: ``x`` and ``gate``, and not σ(gate)."""
+    """x · σ(gate) with both gradients in one pass.
+
+    Saved for backward: ``gate``, and not σ(gate); ``x``, unless ``gate`` needs no gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
         from sigmoid_op.kernels.gates import sigmoid_gate_forward
 
-        return fused.forward(ctx, sigmoid_gate_forward, _op, x, gate)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, gate)
+        return fused.forward(sigmoid_gate_forward, _op, x, gate)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:
-        from sigmoid_op.kernels.gates import sigmoid_gate_backward
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor | None]:
+        from sigmoid_op.kernels.gates import sigmoid_gate_backward, sigmoid_gate_forward
 
-        return fused.backward(ctx, sigmoid_gate_backward, _op, grad_out)
+        x, gate = ctx.saved_tensors
+        if x is None:  # grad_x = grad_out · σ(gate)
+            return fused.backward(sigmoid_gate_forward, _op, grad_out, gate), None
+        grad_x, grad_gate = fused.backward(sigmoid_gate_backward, gradients, grad_out, x, gate)
+        return grad_x, grad_gate
 
 
 def sigmoid_gate(x: Tensor, gate: Tensor) -> Tensor:
@@ -49,13 +64,15 @@ def sigmoid_gate(x: Tensor, gate: Tensor) -> Tensor:
     Returns:
         a tensor of the shape and dtype that PyTorch would give it.
 
-    Saved for backward: ``x`` and ``gate``.
+    Saved for backward: ``x`` and ``gate``; where ``gate`` needs no gradient, ``gate`` alone.
 
     Raises:
         whatever ``x * torch.sigmoid(gate)`` raises.
 
     Source: J. Hu, L. Shen, G. Sun, *Squeeze-and-Excitation Networks*, 2018.
     """
+    if torch.jit.is_scripting():
+        return x * torch.sigmoid(gate)
     if dispatch.AVAILABLE and dispatch.fuses(x, gate) and x.dtype == gate.dtype and fused.broadcasts_to(gate, x):
         out: Tensor = SigmoidGateFunction.apply(x, gate)
         return out

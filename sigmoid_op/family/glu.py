@@ -1,13 +1,20 @@
 """``glu``: the gated linear unit."""
 
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
 from sigmoid_op import dispatch
 from sigmoid_op.family import fused
+from sigmoid_op.family.gate import gradients
+
+
+def _gradient(grad_out: Tensor, x: Tensor, dim: int) -> Tensor:
+    return torch.cat(gradients(grad_out, *x.chunk(2, dim)), dim)
 
 
 class GLUFunction(Function):
@@ -17,15 +24,16 @@ class GLUFunction(Function):
     def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
         from sigmoid_op.kernels.gates import glu_forward
 
+        ctx.save_for_backward(x)
         ctx.dim = dim
-        return fused.forward(ctx, lambda x: glu_forward(x, dim), lambda x: F.glu(x, dim), x)
+        return fused.forward(partial(glu_forward, dim=dim), partial(F.glu, dim=dim), x)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None]:
         from sigmoid_op.kernels.gates import glu_backward
 
-        dim = ctx.dim
-        return fused.backward(ctx, lambda g, x: glu_backward(g, x, dim), lambda x: F.glu(x, dim), grad_out), None
+        kernel, operators = partial(glu_backward, dim=ctx.dim), partial(_gradient, dim=ctx.dim)
+        return fused.backward(kernel, operators, grad_out, *ctx.saved_tensors), None
 
 
 def glu(input: Tensor, dim: int = -1) -> Tensor:
@@ -51,6 +59,8 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
 
     Source: Y. Dauphin et al., *Language Modeling with Gated Convolutional Networks*, 2017.
     """
+    if torch.jit.is_scripting():
+        return F.glu(input, dim)
     if dispatch.AVAILABLE and dispatch.fuses(input) and _halves_at(input, dim):
         out: Tensor = GLUFunction.apply(input, dim)
         return out

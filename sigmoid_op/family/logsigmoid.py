@@ -2,12 +2,18 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
 from sigmoid_op import dispatch
 from sigmoid_op.family import fused
+
+
+def _gradient(grad_out: Tensor, x: Tensor) -> Tensor:
+    _, s_minus = fused.both_sides(x)
+    return grad_out * s_minus
 
 
 class LogSigmoidFunction(Function):
@@ -17,13 +23,15 @@ class LogSigmoidFunction(Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         from sigmoid_op.kernels.losses import logsigmoid_forward
 
-        return fused.forward(ctx, logsigmoid_forward, F.logsigmoid, x)
+        ctx.save_for_backward(x)
+        return fused.forward(logsigmoid_forward, F.logsigmoid, x)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:
+    def backward(ctx: Any, grad_out: Tensor) -> Tensor:
         from sigmoid_op.kernels.losses import logsigmoid_backward
 
-        return fused.backward(ctx, logsigmoid_backward, F.logsigmoid, grad_out)
+        grad_in: Tensor = fused.backward(logsigmoid_backward, _gradient, grad_out, *ctx.saved_tensors)
+        return grad_in
 
 
 def logsigmoid(input: Tensor) -> Tensor:
@@ -48,6 +56,8 @@ def logsigmoid(input: Tensor) -> Tensor:
 
     Source: :func:`torch.nn.functional.logsigmoid`.
     """
+    if torch.jit.is_scripting():
+        return F.logsigmoid(input)
     if dispatch.AVAILABLE and dispatch.fuses(input):
         out: Tensor = LogSigmoidFunction.apply(input)
         return out

@@ -1,12 +1,10 @@
-"""What the losses with a target share: which arguments a kernel takes, the result's dtype, and the gradient."""
-
-from collections.abc import Callable
+"""What the losses with a target share: which arguments a kernel takes, the result's dtype, and its gradient."""
 
 import torch
 from torch import Tensor
 
 from sigmoid_op import dispatch
-from sigmoid_op.family.fused import HALF_DTYPES, Op, broadcasts_to, by_kernel, by_operators, widen
+from sigmoid_op.family.fused import HALF_DTYPES, broadcasts_to
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -31,15 +29,6 @@ def result_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if dtype in HALF_DTYPES and torch.is_autocast_enabled(device.type) else dtype
 
 
-def gradient(
-    kernel: Callable[..., Tensor | None], op: Op, grad_out: Tensor, input: Tensor, *others: Tensor | None
-) -> Tensor:
-    """The gradient of ``input``: by the kernel, or what PyTorch makes of ``op``.
-
-    The latter where it is differentiated again, or no kernel can read the tensors.
-    """
-    of_kernel: Tensor | None = by_kernel(kernel, grad_out, input, *others)
-    if of_kernel is not None:
-        return of_kernel
-    wide = [None if x is None else widen(x) for x in others]
-    return by_operators(lambda input: op(input, *wide), grad_out, input)[0]
+def of_each(grad_out: Tensor, input: Tensor, reduction: str) -> Tensor:
+    """The gradient of the loss of each logit, from that of their mean or sum."""
+    return grad_out / input.numel() if reduction == "mean" else grad_out

@@ -2,12 +2,18 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
 from sigmoid_op import dispatch
 from sigmoid_op.family import fused
+
+
+def _gradient(grad_out: Tensor, x: Tensor) -> Tensor:
+    s, s_minus = fused.both_sides(x)
+    return grad_out * (s * (1 + x * s_minus))
 
 
 class SiLUFunction(Function):
@@ -17,13 +23,15 @@ class SiLUFunction(Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         from sigmoid_op.kernels.gates import silu_forward
 
-        return fused.forward(ctx, silu_forward, F.silu, x)
+        ctx.save_for_backward(x)
+        return fused.forward(silu_forward, F.silu, x)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:
+    def backward(ctx: Any, grad_out: Tensor) -> Tensor:
         from sigmoid_op.kernels.gates import silu_backward
 
-        return fused.backward(ctx, silu_backward, F.silu, grad_out)
+        grad_in: Tensor = fused.backward(silu_backward, _gradient, grad_out, *ctx.saved_tensors)
+        return grad_in
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -49,6 +57,8 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
 
     Source: S. Elfwing, E. Uchibe, K. Doya, *Sigmoid-Weighted Linear Units*, 2017.
     """
+    if torch.jit.is_scripting():
+        return F.silu(input, inplace=inplace)
     if not inplace and dispatch.AVAILABLE and dispatch.fuses(input):
         out: Tensor = SiLUFunction.apply(input)
         return out

@@ -20,20 +20,38 @@ def _packed_op(x: Tensor) -> Tensor:
     return _op(gate, up)
 
 
+def _gradients(grad_out: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    s, s_minus = fused.both_sides(gate)
+    silu = gate * s
+    return grad_out * up * (s + silu * s_minus), grad_out * silu
+
+
+def _packed_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
+    return torch.cat(_gradients(grad_out, *x.chunk(2, -1)), -1)
+
+
 class SwiGLUFunction(Function):
-    """silu(gate) · up with both gradients in one pass. Saved for backward: ``gate`` and ``up``, and not silu(gate)."""
+    """silu(gate) · up with both gradients in one pass.
+
+    Saved for backward: ``gate``, and not silu(gate); ``up``, unless ``gate`` needs no gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         from sigmoid_op.kernels.gates import swiglu_forward
 
-        return fused.forward(ctx, swiglu_forward, _op, gate, up)
+        ctx.save_for_backward(gate, up if ctx.needs_input_grad[0] else None)
+        return fused.forward(swiglu_forward, _op, gate, up)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:
-        from sigmoid_op.kernels.gates import swiglu_backward
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor]:
+        from sigmoid_op.kernels.gates import swiglu_backward, swiglu_forward
 
-        return fused.backward(ctx, swiglu_backward, _op, grad_out)
+        gate, up = ctx.saved_tensors
+        if up is None:  # grad_up = silu(gate) · grad_out
+            return None, fused.backward(lambda g, x: swiglu_forward(x, g), lambda g, x: _op(x, g), grad_out, gate)
+        grad_gate, grad_up = fused.backward(swiglu_backward, _gradients, grad_out, gate, up)
+        return grad_gate, grad_up
 
 
 class PackedSwiGLUFunction(Function):
@@ -43,13 +61,15 @@ class PackedSwiGLUFunction(Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         from sigmoid_op.kernels.gates import packed_swiglu_forward
 
-        return fused.forward(ctx, packed_swiglu_forward, _packed_op, x)
+        ctx.save_for_backward(x)
+        return fused.forward(packed_swiglu_forward, _packed_op, x)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Any:
+    def backward(ctx: Any, grad_out: Tensor) -> Tensor:
         from sigmoid_op.kernels.gates import packed_swiglu_backward
 
-        return fused.backward(ctx, packed_swiglu_backward, _packed_op, grad_out)
+        grad_in: Tensor = fused.backward(packed_swiglu_backward, _packed_gradient, grad_out, *ctx.saved_tensors)
+        return grad_in
 
 
 def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
@@ -68,7 +88,7 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     Returns:
         a tensor of the shape of ``gate``, or [..., d].
 
-    Saved for backward: ``gate`` and ``up``.
+    Saved for backward: ``gate`` and ``up``; where ``gate`` needs no gradient, ``gate`` alone.
 
     Raises:
         ValueError: without ``up``, for a last dimension that is not there or of odd size.
@@ -76,16 +96,17 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
 
     Source: N. Shazeer, *GLU Variants Improve Transformer*, 2020.
     """
-    out: Tensor
+    if torch.jit.is_scripting():
+        return _packed_op(gate) if up is None else _op(gate, up)
     if up is None:
         # What FX or TorchScript traces has no size yet.
         if isinstance(gate, Tensor) and not torch.jit.is_tracing() and (gate.dim() == 0 or gate.shape[-1] % 2):
             raise ValueError(f"swiglu needs a last dimension of even size to halve, got shape {tuple(gate.shape)}")
         if dispatch.AVAILABLE and dispatch.fuses(gate):
-            out = PackedSwiGLUFunction.apply(gate)
-            return out
+            packed_out: Tensor = PackedSwiGLUFunction.apply(gate)
+            return packed_out
         return _packed_op(gate)
     if dispatch.AVAILABLE and dispatch.fuses(gate, up) and gate.dtype == up.dtype and gate.shape == up.shape:
-        out = SwiGLUFunction.apply(gate, up)
+        out: Tensor = SwiGLUFunction.apply(gate, up)
         return out
     return _op(gate, up)
