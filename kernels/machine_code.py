@@ -95,6 +95,11 @@ def read_machine_code(compiled: CompiledKernel) -> MachineCode:
     )
 
 
+def read_path(sass: str) -> tuple[Instruction, ...]:
+    """The full-block path of a kernel, from cuobjdump's text of it."""
+    return tuple(_full_block_path(_parse_sass(sass)))
+
+
 def _elements(compiled: CompiledKernel) -> int:
     """Of a program: the product of the sizes that the template gives its block or tile."""
     names = {path[0]: compiled.src.fn.arg_names[path[0]] for path in compiled.src.constants}

@@ -67,6 +67,24 @@ def narrow_offset(
         tl.store(outputs[0] + start.to(tl.int64) + lane, results[0], mask=mask)
 
 
+@triton.jit(do_not_specialize=["n_elements"])
+def adding(
+    scalars,
+    inputs,
+    outputs,
+    n_elements: tl.int64,
+    zero,
+    formula: tl.constexpr,
+    constants: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """Adds to memory, in whatever order the GPU runs the programs."""
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    results = formula(tl.tuple([tl.load(pointer + offsets) for pointer in inputs]))
+    tl.store(outputs[0] + offsets, results[0])
+    tl.atomic_add(outputs[0] + offsets, results[0].to(outputs[0].dtype.element_ty))
+
+
 # The template as it would be if Triton specialized it on n_elements.
 specialized = triton.jit(pointwise_kernel.fn)
 
@@ -88,6 +106,7 @@ def facts(compiled: Any) -> dict[str, Any]:
     return resources | {
         "instructions": code.instructions_per_element,
         "mufu": code.count("MUFU") / code.elements,
+        "atomics": code.count("ATOM", "RED."),
         "load_bits": sorted(code.access_bits("load")),
         "store_bits": sorted(code.access_bits("store")),
         "control_flow": dict(code.control_flow),
@@ -124,6 +143,7 @@ def main() -> None:
             "masked": facts(compile_bfloat16(template=always_masked)),
             "narrow": facts(compile_bfloat16(template=narrow_offset)),
             "division": facts(compile_bfloat16(replace(forward, formula=sigmoid_with_division))),
+            "adding": facts(compile_kernel(replace(forward, template=adding), torch.float32, TARGETS["sm_90"])),
             "misaligned": facts(compile_bfloat16(misaligned_inputs=True)),
         },
         "amd": {

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.reference import sigmoid64
 from sigmoid_op import sigmoid_gate
-from tests.conftest import Path
+from tests.conftest import CUDA, Path
 from tests.members import MEMBERS, SIGMOID_GATE, SWIGLU, Member, every_broadcast, every_call, every_member
 from tests.ulp import FLOAT_DTYPES, PRODUCT_GRADIENT_ULPS, PRODUCT_ULPS, ulp_of
 
@@ -229,6 +229,8 @@ def test_changing_an_operand_before_backward_is_an_error(kernel_path: Path, memb
 
 
 @every_broadcast
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel_path", [CUDA], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_sums_are_the_same_every_time(kernel_path: Path, variant: str, dtype: torch.dtype) -> None:
     """The gradient of a broadcast gate has the same bits on every run."""
