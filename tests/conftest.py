@@ -1,7 +1,12 @@
 """The paths a call can take, as fixtures: the fallback, the kernels in Triton's interpreter, the kernels on CUDA."""
 
+import json
 import os
+import pathlib
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +19,8 @@ if not torch.cuda.is_available():
 
 from sigmoid_op import dispatch
 from tests.fake_kernel import FakeKernel
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,40 @@ def jit(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
     monkeypatch.setattr(tiled, "tiled_kernel", kernel)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)  # the device index of a CPU tensor
     return kernel
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Dynamo as in a new process, before and after."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiling_environment() -> dict[str, str]:
+    """For a process in which kernels are compiled, not interpreted."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+def printed_by(module: str) -> Any:
+    """What ``python -m module`` prints as JSON, in a process in which kernels are compiled."""
+    command, environment = [sys.executable, "-m", module], compiling_environment()
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
+
+
+@contextmanager
+def saved_tensors() -> Iterator[list[torch.Tensor]]:
+    """What is saved for backward in the meantime."""
+    saved: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield saved
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 from bench.gpus import GPUS, MULTIPROCESSORS
 from sigmoid_op.kernels.machine_code import Instruction, MachineCode
+from tests.conftest import printed_by
 
 # sm_90 instructions and special-function (MUFU) operations per element of the full-block path. `python -m bench
 # codegen` prints what is there now: lower a number when a change makes a kernel shorter, think before raising one.
@@ -110,13 +111,8 @@ Facts = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def compiled() -> Facts:
-    """The facts that tests/compile_kernels.py prints; its own process, as this one may interpret kernels."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.compile_kernels"]
-    root = Path(__file__).parents[1]
-    process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
-    facts: Facts = json.loads(process.stdout)
+    """The facts that tests/compile_kernels.py prints."""
+    facts: Facts = printed_by("tests.compile_kernels")
     return facts
 
 
@@ -138,7 +134,7 @@ def has_wide_offsets(facts: Facts) -> bool:
 
 def adds_in_order(facts: Facts) -> bool:
     """No addition to memory in an order that the GPU chooses: two runs give the same bits."""
-    return facts["atomics"] == 0
+    return bool(facts["atomics"] == 0)
 
 
 def is_within(facts: Facts, budget: float) -> bool:

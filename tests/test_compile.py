@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from tests.conftest import CUDA, Path
 from tests.ulp import exact_sigmoid
 
 pytestmark = [
+    pytest.mark.usefixtures("fresh_compiler"),
     # Inductor's advice on every GPU that has TF32, about matrix products, of which there are none here.
     pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
 ]
@@ -32,13 +33,6 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid_": lambda x: sigmoid_(x * 1),
 }
 every_form = pytest.mark.parametrize("form", FORMS)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 class Recorder:

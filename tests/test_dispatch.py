@@ -1,6 +1,5 @@
 """Kernels run where they can and pay; everything else behaves as torch.sigmoid does, results and errors alike."""
 
-import os
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from torch import Tensor
 
 import sigmoid_op
 from sigmoid_op import SigmoidFunction, dispatch, sigmoid, sigmoid_
-from tests.conftest import Path
+from tests.conftest import Path, compiling_environment
 from tests.ulp import FLOAT_DTYPES
 
 
@@ -227,7 +226,7 @@ def test_import_needs_no_triton() -> None:
         "sigmoid_op.SigmoidFunction.apply(x).sum().backward()\n"
         "assert 'triton' not in sys.modules, 'Triton was imported'\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=_environment_without_interpreter())
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=compiling_environment())
 
 
 def test_works_where_triton_is_missing() -> None:
@@ -242,20 +241,20 @@ def test_works_where_triton_is_missing() -> None:
         "x = torch.randn(5)\n"
         "assert torch.equal(sigmoid_op.sigmoid(x), torch.sigmoid(x))\n"
     )
-    environment = {**_environment_without_interpreter(), "TRITON_INTERPRET": "1"}
+    environment = {**compiling_environment(), "TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment)
 
 
 def test_threshold_can_be_set_from_outside() -> None:
     """SIGMOID_OP_MIN_ELEMENTS overrides the threshold."""
     code = "from sigmoid_op import dispatch; assert dispatch.MIN_ELEMENTS == 12345"
-    environment = {**_environment_without_interpreter(), "SIGMOID_OP_MIN_ELEMENTS": "12345"}
+    environment = {**compiling_environment(), "SIGMOID_OP_MIN_ELEMENTS": "12345"}
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment)
 
 
 def test_a_threshold_that_is_no_number_is_refused() -> None:
     """SIGMOID_OP_MIN_ELEMENTS is named in the error."""
-    environment = {**_environment_without_interpreter(), "SIGMOID_OP_MIN_ELEMENTS": "2^20"}
+    environment = {**compiling_environment(), "SIGMOID_OP_MIN_ELEMENTS": "2^20"}
     command = [sys.executable, "-c", "import sigmoid_op"]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert "ValueError: SIGMOID_OP_MIN_ELEMENTS must be a number of elements, got '2^20'" in process.stderr
@@ -270,7 +269,7 @@ def test_kernels_are_for_cuda(cuda: str | None, hip: str | None) -> None:
         "from sigmoid_op import dispatch\n"
         f"assert dispatch.AVAILABLE == {cuda is not None}\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=_environment_without_interpreter())
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=compiling_environment())
 
 
 def test_works_without_the_table_of_torchscript() -> None:
@@ -281,11 +280,7 @@ def test_works_without_the_table_of_torchscript() -> None:
         "import sigmoid_op\n"
         "assert sigmoid_op.sigmoid(torch.zeros(1)).item() == 0.5\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=_environment_without_interpreter())
-
-
-def _environment_without_interpreter() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=compiling_environment())
 
 
 def test_kernels_folder_is_not_a_package_of_its_own() -> None:

@@ -17,7 +17,7 @@ from torch.func import grad, hessian, jacfwd, vmap
 from bench.reference import derivative64
 from bench.sweep import ascending
 from sigmoid_op import Sigmoid, dispatch, sigmoid
-from tests.conftest import Path
+from tests.conftest import Path, saved_tensors
 from tests.ulp import FLOAT_DTYPES, HALF_DTYPES, assert_within_ulps
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -96,13 +96,7 @@ def test_result_is_that_of_the_default(path: Path, dtype: torch.dtype) -> None:
 def test_saves_one_tensor_of_the_input_s_size(path: Path, dtype: torch.dtype) -> None:
     """Exactly one tensor is kept, of the dtype and size of the input, and it is neither input nor output."""
     x = torch.randn(3, 1100, dtype=dtype, device=path.device, requires_grad=True)
-    saved: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with saved_tensors() as saved:
         out = exact_sigmoid(x)
     assert [(t.dtype, t.shape) for t in saved] == [(dtype, x.shape)]
     assert saved[0].data_ptr() not in (x.data_ptr(), out.data_ptr())

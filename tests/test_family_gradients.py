@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.reference import sigmoid64
 from sigmoid_op import sigmoid_gate
-from tests.conftest import CUDA, Path
+from tests.conftest import CUDA, Path, saved_tensors
 from tests.members import MEMBERS, SIGMOID_GATE, SWIGLU, Member, every_broadcast, every_call, every_member
 from tests.ulp import FLOAT_DTYPES, PRODUCT_GRADIENT_ULPS, PRODUCT_ULPS, ulp_of
 
@@ -127,9 +127,9 @@ def test_a_frozen_gate_is_all_that_is_kept(
     operands = list(member.operands(variant, torch.float32, kernel_path.device))
     scaled = operands[1 - gate_at].requires_grad_() * 1
     operands[1 - gate_at] = scaled
-    assert [x.data_ptr() for x in _saved_by(member, tuple(operands))] == [operands[gate_at].data_ptr()]
-    launches.clear()
-    out = member.ours(*operands)
+    with saved_tensors() as saved:
+        out = member.ours(*operands)
+    assert [x.data_ptr() for x in saved] == [operands[gate_at].data_ptr()]
     scaled.detach().zero_()
     out.sum().backward()
     assert launches == [member.kernels[0], member.kernels[0]]
@@ -190,23 +190,12 @@ def test_penalty_on_the_gradient(path: Path, member: Member) -> None:
     torch.testing.assert_close(*results)
 
 
-def _saved_by(member: Member, operands: tuple[Tensor, ...]) -> list[Tensor]:
-    saved: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        member.ours(*operands)
-    return saved
-
-
 @every_call
 def test_saves_its_operands_alone(kernel_path: Path, member: Member, variant: str) -> None:
     """Kept for backward are the operands themselves: no σ, no copy, no broadcast gate."""
     leaves = _leaves(member, variant, torch.float32, kernel_path)
-    saved = _saved_by(member, leaves)
+    with saved_tensors() as saved:
+        member.ours(*leaves)
     assert [(x.data_ptr(), x.shape) for x in saved] == [(leaf.data_ptr(), leaf.shape) for leaf in leaves]
 
 
@@ -214,8 +203,9 @@ def test_saves_its_operands_alone(kernel_path: Path, member: Member, variant: st
 def test_saves_nothing_without_grad(path: Path, member: Member) -> None:
     """Under no_grad nothing is kept."""
     leaves = _leaves(member, "matrix", torch.float32, path)
-    with torch.no_grad():
-        assert _saved_by(member, leaves) == []
+    with torch.no_grad(), saved_tensors() as saved:
+        member.ours(*leaves)
+    assert saved == []
 
 
 @every_member

@@ -1,7 +1,5 @@
 """Compilers, exporters and the transforms of torch.func see the family as PyTorch's own operators."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,18 +11,12 @@ from tests.members import Member, Op, every_member
 from tests.test_compile import Recorder
 
 pytestmark = [
+    pytest.mark.usefixtures("fresh_compiler"),
     # PyTorch's own: it maps the derivative of F.glu over a batch one by one.
     pytest.mark.filterwarnings("ignore:There is a performance drop.*aten..glu_(backward_)?jvp:UserWarning"),
     # Copying an exported program meets PyTorch's own deprecated class.
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def _operands(member: Member, path: Path, seed: int = 0) -> tuple[Tensor, ...]:
