@@ -8,6 +8,7 @@ from torch import Tensor
 from . import gate_formulas
 from .elementwise import frame_of, in_order_of, write, write_gradient
 from .frame import Frame
+from .pointwise import empty_output
 from .tiled import launch_tiled
 
 
@@ -106,7 +107,7 @@ def packed_swiglu_backward(grad_out: Tensor, x: Tensor) -> Tensor | None:
 
 def _result(formula: Any, first: Tensor, *others: Tensor) -> Tensor | None:
     """A new tensor, in the memory order of ``first``."""
-    out = torch.empty_like(first)
+    out = empty_output(first)
     return out if write(formula, (first, *others), (out,)) else None
 
 

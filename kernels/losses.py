@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import loss_formulas
 from .elementwise import frame_of, write, write_gradient
+from .pointwise import empty_output
 from .tiled import launch_tiled
 
 Constants = tuple[Any, ...]
@@ -18,7 +19,7 @@ Constants = tuple[Any, ...]
 
 def logsigmoid_forward(x: Tensor) -> Tensor | None:
     """out = log σ(x). Moves 2 bytes per byte of ``x``."""
-    out = torch.empty_like(x)
+    out = empty_output(x)
     return out if write(loss_formulas.logsigmoid, (x,), (out,)) else None
 
 

@@ -67,7 +67,7 @@ def pointwise_kernel(
 
 
 def empty_output(x: Tensor) -> Tensor:
-    """An uninitialized result for dense ``x``, with the strides that PyTorch's own elementwise operators give it.
+    """An uninitialized result for ``x``, with the strides that PyTorch's own elementwise operators give it.
 
     They keep the memory order of ``x``, but not the strides it happens to have in dimensions of size 1.
     """
