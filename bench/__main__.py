@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 # What the measurements need beyond the library itself, by the name of the module.
-PACKAGES = {"matplotlib": "matplotlib", "rich": "rich", "sklearn": "scikit-learn"}
+PACKAGES = {"matplotlib": "matplotlib", "mpmath": "mpmath", "rich": "rich", "sklearn": "scikit-learn"}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -17,7 +17,21 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from bench import accuracy, codegen, figure, gpu, host, proof, report, revive, runner, train, tune
+    from bench import (
+        accuracy,
+        codegen,
+        figure,
+        gpu,
+        host,
+        proof,
+        pytorch_kernels,
+        report,
+        revive,
+        runner,
+        train,
+        tune,
+        ways_in,
+    )
 
     parser = OneLineParser(
         prog="python -m bench",
@@ -31,7 +45,9 @@ def make_parser() -> argparse.ArgumentParser:
         "train": train,
         "report": report,
         "codegen": codegen,
+        "pytorch": pytorch_kernels,
         "host": host,
+        "ways_in": ways_in,
         "figure": figure,
         "accuracy": accuracy,
         "proof": proof,
@@ -58,6 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["grid", *arguments]
     parsed = parser.parse_args(arguments)
+    parsed.arguments = list(arguments)
     try:
         code: int = parsed.run(parsed)
     except ModuleNotFoundError as error:

@@ -7,11 +7,7 @@ in 16-bit results, a second table bounds from the PTX manual; for wider ones ``p
 
 import argparse
 import contextlib
-import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,10 +19,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench import interpreter
 from bench.bounded import Bound, bound
 from bench.environment import environment
 from bench.options import add_device_and_out, choose_device, output_folder, positive
 from bench.report import output_console
+from bench.results import write
 from bench.sweep import (
     CURVE_INTERVALS,
     CURVE_REACH,
@@ -65,32 +63,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The command: 0; 2 where the kernels cannot run. Needs Triton."""
     device = choose_device(args.device)
-    if not dispatch.HAS_TRITON:
-        print("python -m bench accuracy: error: Triton is not installed (pip install triton)", file=sys.stderr)
-        return 2
-    if device.type == "cpu" and not dispatch.INTERPRETED:
-        return _in_the_interpreter(args)
-    if device.type == "cuda" and dispatch.INTERPRETED:
-        print("python -m bench accuracy: error: TRITON_INTERPRET is set: unset it for CUDA", file=sys.stderr)
-        return 2
+    if (code := interpreter.exit_code(args, device)) is not None:
+        return code
     stride: int = args.stride or (1 if device.type == "cuda" else CPU_STRIDE)
     sweeps = measure(device, stride)
     bounds = [bound(dtype) for dtype in (torch.bfloat16, torch.float16)]
     folder = output_folder(args.out, device)
-    record: dict[str, Any] = {
-        "schema": 1,
-        "kind": "accuracy",
-        "environment": environment(device),
-        "float32_stride": stride,
-        "tallies": [asdict(tally) for found in sweeps for tally in found.tallies],
-        "nans": [asdict(found.nans) for found in sweeps if found.nans],
-        "curves": {found.tallies[0].dtype: found.curves for found in sweeps if found.curves},
-        "bounded": [asdict(b) for b in bounds],
-    }
-    (folder / "accuracy.json").write_text(_json(record))
-    where = "Triton's interpreter" if dispatch.INTERPRETED else record["environment"]["device"]
-    draw(record["curves"], f"kernels in {where}", folder / "accuracy.png")
-    _print(output_console(), sweeps, bounds, where)
+    where = environment(device)
+    curves = {found.tallies[0].dtype: _rounded(found.curves) for found in sweeps if found.curves}
+    write(
+        folder / "accuracy.json",
+        "accuracy",
+        where,
+        float32_stride=stride,
+        tallies=[asdict(tally) for found in sweeps for tally in found.tallies],
+        nans=[asdict(found.nans) for found in sweeps if found.nans],
+        curves=curves,
+        bounded=[asdict(b) for b in bounds],
+    )
+    ran_in = "Triton's interpreter" if dispatch.INTERPRETED else where["device"]
+    draw(curves, f"kernels in {ran_in}", folder / "accuracy.png")
+    _print(output_console(), sweeps, bounds, ran_in)
     print(f"Results in {folder}: accuracy.json, accuracy.png")
     return 0
 
@@ -108,22 +101,12 @@ def measure(device: torch.device, stride: int) -> list[Sweep]:
     return sweeps
 
 
-def _in_the_interpreter(args: argparse.Namespace) -> int:
-    """Run the same command again with TRITON_INTERPRET=1, which Triton reads once, when it is imported."""
-    print("No CUDA: the kernels run in Triton's interpreter (the command again, with TRITON_INTERPRET=1).", flush=True)
-    command = [sys.executable, "-m", "bench", "accuracy", "--device", "cpu"]
-    for name in ("out", "stride"):
-        value = getattr(args, name)
-        command += [] if value is None else [f"--{name}", str(value)]
-    return subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, check=False).returncode
-
-
 def draw(curves: dict[str, dict[str, list[float]]], where: str, path: Path) -> None:
     """A panel per dtype: the largest relative error of the gradient in each small interval of x."""
     width = 2 * CURVE_REACH / CURVE_INTERVALS
     x = [-CURVE_REACH + (i + 0.5) * width for i in range(CURVE_INTERVALS)]
     figure = Figure(figsize=(13, 4.6), layout="constrained")
-    figure.suptitle(f"Relative error of the gradient against σ'(x), {where}. 1: the gradient is 0")
+    figure.suptitle(f"Relative error of the gradient against σ'(x), {where} (1 = gradient is 0)")
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     for axes, (dtype, lines) in zip(panels, curves.items(), strict=True):
         for name, line in lines.items():
@@ -135,25 +118,14 @@ def draw(curves: dict[str, dict[str, list[float]]], where: str, path: Path) -> N
                 axes.axvspan(start, start + CURVE_REACH - subnormal_from, color="0.92", zorder=0)
                 axes.text(0.98 if side == "right" else 0.02, 0.03, "σ' subnormal", ha=side, transform=axes.transAxes)
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel(f"largest relative error in {width:g} of x")
+    panels[0].set_ylabel(f"largest relative error per interval of {width:g}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
 
 
-def _json(record: dict[str, Any]) -> str:
-    """Readable, one tally a line, and three digits of the curves, which are for drawing."""
-    curves = {
-        dtype: {name: [float(f"{value:.3g}") for value in line] for name, line in lines.items()}
-        for dtype, lines in record["curves"].items()
-    }
-    parts = []
-    for key, value in {**record, "curves": curves}.items():
-        if isinstance(value, list):
-            text = "[\n" + ",\n".join(f"  {json.dumps(item, ensure_ascii=False)}" for item in value) + "\n ]"
-        else:
-            text = json.dumps(value, ensure_ascii=False)
-        parts.append(f" {json.dumps(key)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
+def _rounded(curves: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Three digits, enough for drawing."""
+    return {name: [float(f"{value:.3g}") for value in line] for name, line in curves.items()}
 
 
 def _print(console: Console, sweeps: list[Sweep], bounds: list[Bound], where: str) -> None:

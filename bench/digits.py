@@ -5,7 +5,6 @@ for bit; where Triton kernels run, within a stated tolerance.
 """
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 
 from bench import side_by_side
 from bench.environment import environment
-from bench.providers import kernels_for_all_sizes, path
+from bench.providers import kernels_for_all_sizes, route
 from bench.report import output_console
-from bench.results import Spread
+from bench.results import Spread, write
 from bench.side_by_side import SEED, Learner, Loss, largest_difference
 from sigmoid_op import Sigmoid, dispatch
 
@@ -50,9 +49,9 @@ class Task:
 
 @dataclass
 class History:
-    """Losses and times of every step and the score on the test data, per network; ``path`` is "kernel" or "torch"."""
+    """Losses and times of every step and the score on the test data, per network; ``route`` is "kernel" or "torch"."""
 
-    path: str
+    route: str
     losses: dict[str, list[float]]
     step_ns: dict[str, list[float]]
     score: dict[str, float]
@@ -70,7 +69,7 @@ class History:
     @property
     def agrees(self) -> bool:
         """Bit for bit where both run PyTorch's kernels; within the tolerances where ours run. NaN never agrees."""
-        if self.path == "torch":
+        if self.route == "torch":
             return self.loss_difference == 0 and self.score_difference == 0
         return self.loss_difference <= LOSS_TOLERANCE and self.score_difference <= ACCURACY_TOLERANCE
 
@@ -79,14 +78,9 @@ def run(steps: int, device: torch.device, folder: Path) -> bool:
     """Train both, write train.json and train.png, print the table; whether they agree."""
     with kernels_for_all_sizes():
         history = train(digits(device), steps)
-    record: dict[str, Any] = {
-        "schema": 1,
-        "kind": "train",
-        "environment": environment(device),
-        "history": asdict(history),
-    }
-    (folder / "train.json").write_text(json.dumps(record) + "\n")
-    _plot(history, folder / "train.png", record["environment"]["device"])
+    where = environment(device)
+    write(folder / "train.json", "train", where, history=asdict(history))
+    _plot(history, folder / "train.png", where["device"])
     _print(history, device, folder)
     return history.agrees
 
@@ -124,7 +118,7 @@ def train(task: Task, steps: int) -> History:
     with torch.no_grad():
         score = {name: task.score(learner.model(task.x_test), task.y_test) for name, learner in learners.items()}
     hidden = torch.empty(BATCH, HIDDEN, device=device)
-    return History(path(hidden, by_user=True), training.losses, training.step_ns, score)
+    return History(route(hidden, by_user=True), training.losses, training.step_ns, score)
 
 
 def _print(history: History, device: torch.device, folder: Path) -> None:
@@ -147,7 +141,7 @@ def _print(history: History, device: torch.device, folder: Path) -> None:
         f"Step time of {NAMES[0]} over {NAMES[1]}: {ratio.median:.3f} ({ratio.p20:.2f}–{ratio.p80:.2f}); "
         "above 1, ours is faster."
     )
-    if history.path == "kernel":
+    if history.route == "kernel":
         where = "in Triton's interpreter" if dispatch.INTERPRETED else "with the library's size threshold set to 0"
         console.print(f"{NAMES[1]} ran its Triton kernels, {where}.")
         allowed = f"at most {LOSS_TOLERANCE:g} and {ACCURACY_TOLERANCE:g} allowed"

@@ -1,10 +1,12 @@
 """Where and with what a measurement was made."""
 
+import argparse
 import hashlib
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +28,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     changes = _output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!bench/results")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": sys.argv[1:],
+        "argv": without_out(sys.argv[1:]),
         "commit": commit,
         "dirty": None if changes is None else bool(changes),
         "sources_sha256": sources_sha256(),
@@ -46,12 +48,20 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def without_out(arguments: Sequence[str]) -> list[str]:
+    """The arguments without ``--out`` and the path that follows it, which says nothing of what was run."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", nargs="?")
+    return parser.parse_known_args(arguments)[1]
+
+
 def sources_sha256() -> str:
-    """A digest of the library's and the benchmark's Python files: it ties a run to a commit where there is no git."""
+    """A digest of the Python and C files of library and benchmark: it ties a run to a commit where there is no git."""
     digest = hashlib.sha256()
-    for folder in ("bench", "kernels", "sigmoid_op", "sigmoid_op/family"):
-        for path in sorted((ROOT / folder).glob("*.py")):
-            digest.update(f"{folder}/{path.name}\n".encode() + path.read_bytes())
+    for folder in ("bench", "kernels", "sigmoid_op"):
+        for path in sorted((ROOT / folder).rglob("*.*")):  # not through links: sigmoid_op/kernels is kernels
+            if path.suffix in (".py", ".c"):
+                digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
 

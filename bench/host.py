@@ -5,7 +5,6 @@ ends with a synchronization: the device is faster than the host at this size, so
 """
 
 import argparse
-import json
 import random
 import statistics
 import time
@@ -20,6 +19,8 @@ from torch.autograd import Function
 
 from bench.environment import environment
 from bench.options import add_device_and_out, choose_device, output_folder, positive
+from bench.results import write
+from bench.side_by_side import one_thread
 from sigmoid_op import SigmoidFunction, dispatch, sigmoid
 
 ELEMENTS = 16
@@ -145,9 +146,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
-    torch.set_num_threads(1)
-    samples = measure(device, args.rounds)
-    table = Table(title=f"Host time of a call, {environment(device)['device']}")
+    with one_thread():
+        where = environment(device)
+        samples = measure(device, args.rounds)
+    table = Table(title=f"Host time of a call, {where['device']}")
     for column in ("", "median µs", "p20 to p80", "ratio to the first"):
         table.add_column(column, justify="right" if column else "left")
     for group, calls in samples.items():
@@ -161,6 +163,6 @@ def run(args: argparse.Namespace) -> int:
             table.add_row(f"  {name}", f"{statistics.median(times):.2f}", spread, f"{ratio:.3f}")
     Console().print(table)
     path = output_folder(args.out, device) / "host.json"
-    path.write_text(json.dumps({"kind": "host", "environment": environment(device), "samples_us": samples}, indent=1))
+    write(path, "host", where, samples_us=samples)
     print(f"raw data: {path}")
     return 0

@@ -61,13 +61,13 @@ class Classifier(nn.Module):
 
 @dataclass
 class History:
-    """One training with a loss, by implementation; ``path``: what ran for ours, its "kernel" or "torch".
+    """One training with a loss, by implementation; ``route``: what ran for ours, its "kernel" or "torch".
 
     ``average_precision`` and ``f1``: of each label on the held-out canvases; empty where they were not asked for.
     """
 
     loss: str
-    path: str
+    route: str
     batch: int
     losses: dict[str, list[float]]
     gradient_norms: dict[str, list[float]]
@@ -96,7 +96,7 @@ class History:
     def agrees(self) -> bool:
         """Bit for bit where both run PyTorch's kernels; within the tolerances where ours run. NaN never agrees."""
         differences = (self.loss_difference, self.gradient_difference, self.precision_difference)
-        allowed = (0.0, 0.0, 0.0) if self.path == "torch" else TOLERANCES
+        allowed = (0.0, 0.0, 0.0) if self.route == "torch" else TOLERANCES
         return all(difference <= limit for difference, limit in zip(differences, allowed, strict=True))
 
 
@@ -118,13 +118,13 @@ def train(loss: str, train_set: Canvases, test_set: Canvases | None, batch: int,
     model = Classifier(train_set.x.shape[-1])
     losses = LOSSES[loss](train_set)
     learners = {name: Learner(copy.deepcopy(model).to(train_set.x.device), losses[name]) for name in NAMES}
-    path = "kernel" if _runs_our_function(losses[OURS], train_set.y[:batch]) else "torch"
+    route = "kernel" if _runs_our_function(losses[OURS], train_set.y[:batch]) else "torch"
     training = side_by_side.train(
         learners, train_set.x, train_set.y, batch=batch, steps=steps, learning_rate=LEARNING_RATE, title=loss
     )
     scores = {name: _score(learner.model, test_set) for name, learner in learners.items()} if test_set else {}
     return History(
-        loss, path, batch, training.losses, training.gradient_norms, training.step_ns, training.peak_bytes,
+        loss, route, batch, training.losses, training.gradient_norms, training.step_ns, training.peak_bytes,
         {name: precision for name, (precision, _) in scores.items()}, {name: f1 for name, (_, f1) in scores.items()},
     )  # fmt: skip
 

@@ -1,11 +1,9 @@
 """A multi-label classifier with imbalanced labels: PyTorch's losses and sigmoid_op's, as a table and a plot."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -25,7 +23,7 @@ from bench.imbalanced import (
 )
 from bench.providers import OURS, TORCH, kernels_for_all_sizes
 from bench.report import output_console
-from bench.results import Spread
+from bench.results import Spread, write
 from bench.side_by_side import one_thread
 from sigmoid_op import dispatch
 
@@ -44,15 +42,14 @@ def run(steps: int, device: torch.device, folder: Path) -> bool:
         with kernels_for_all_sizes():
             histories = [train(loss, train_set, test_set, BATCH, steps) for loss in LOSSES]
         large = list(_large(steps, device)) if device.type == "cuda" else []
-    record: dict[str, Any] = {
-        "schema": 1,
-        "kind": "multilabel",
-        "environment": where,
-        "frequency": train_set.frequency.tolist(),
-        "histories": [asdict(history) for history in histories],
-        "large": [asdict(history) for history in large],
-    }
-    (folder / "multilabel.json").write_text(json.dumps(record) + "\n")
+    write(
+        folder / "multilabel.json",
+        "multilabel",
+        where,
+        frequency=train_set.frequency.tolist(),
+        histories=[asdict(history) for history in histories],
+        large=[asdict(history) for history in large],
+    )
     _plot(histories, train_set, where["device"], folder / "multilabel.png")
     _print(histories, large, train_set, test_set, device)
     print(f"Results in {folder}: multilabel.json, multilabel.png")
@@ -115,7 +112,7 @@ def _steps(histories: list[History], title: str, rare: list[int]) -> Table:
             cells += [f"{fmean(history.f1[name][label] for label in rare):.4f}"] if scored else []
             table.add_row(
                 history.loss,
-                f"{name} ({history.path})" if name == OURS else name,
+                f"{name} ({history.route})" if name == OURS else name,
                 f"{history.losses[name][-1]:.6f}",
                 *cells,
                 f"{step.median:.0f} ({step.p20:.0f}–{step.p80:.0f})",
@@ -134,7 +131,7 @@ def _spreads(history: History, name: str) -> tuple[Spread, Spread]:
 def _verdict(history: History) -> str:
     n_labels = history.batch * N_LABELS
     allowed = "{:g}, {:g} and {:g} allowed".format(*TOLERANCES)
-    if history.path == "torch":
+    if history.route == "torch":
         ran, allowed = "the fallback, PyTorch's own kernels", "equal bit for bit demanded"
     elif dispatch.INTERPRETED:
         ran = "its Triton kernels, in Triton's interpreter"

@@ -15,6 +15,10 @@ DEFAULT_FOLDER = Path(__file__).with_name("out")
 
 def add_device_and_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=_device, default=None, help="cuda or cpu (default: cuda where there is one)")
+    add_out(parser)
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder for the results (default: bench/out/<time>-<device>)")
 
 

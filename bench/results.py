@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,24 @@ SCHEMA = 1
 KINDS = GRID, FAMILY = "grid", "family"
 CLOCKS = WALL, COLD, WARM = "wall", "device, cold L2", "device, warm L2"
 SAVE_EVERY_SECONDS = 5.0
+
+
+def write(path: Path, kind: str, environment: dict[str, Any], *, schema: int = SCHEMA, **parts: Any) -> None:
+    """Replace the file as a whole, so that a reader never sees half of it. Of each part an item a line."""
+    record = {"schema": schema, "kind": kind, "environment": environment, **parts}
+    text = ",\n".join(f' "{name}": {_lines(part)}' for name, part in record.items())
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(f"{{\n{text}\n}}\n")
+    os.replace(unfinished, path)
+
+
+def _lines(part: Any) -> str:
+    dump = partial(json.dumps, ensure_ascii=False)
+    if not part or not isinstance(part, dict | list):
+        return dump(part)
+    items = [f"{dump(key)}: {dump(item)}" for key, item in part.items()] if isinstance(part, dict) else map(dump, part)
+    start, end = "{}" if isinstance(part, dict) else "[]"
+    return f"{start}\n  " + ",\n  ".join(items) + f"\n {end}"
 
 
 @dataclass(frozen=True)
@@ -35,14 +54,14 @@ class Spread:
 class Measurement:
     """One pass of one case on one clock. ``samples_ns[provider][i]``: nanoseconds of a call in round i.
 
-    ``path``: what ran for the library, its "kernel" or "torch". ``peak_bytes``: memory of one user's call beyond its
+    ``route``: what ran for the library, its "kernel" or "torch". ``peak_bytes``: memory of one user's call beyond its
     operands, on CUDA. ``failures``: why a provider is missing from the samples.
     """
 
     case: dict[str, Any]
     pass_: str
     clock: str
-    path: str
+    route: str
     bytes_moved: int
     calls_per_sample: int = 1
     samples_ns: dict[str, list[float]] = field(default_factory=dict)
@@ -85,14 +104,8 @@ class Results:
             self.save()
 
     def save(self) -> None:
-        """Replace the file as a whole, so that a reader never sees half of it. One measurement a line."""
-        head = json.dumps(
-            {"schema": SCHEMA, "kind": self.kind, "status": self.status, "environment": self.environment}, indent=1
-        )
-        lines = ",\n".join(json.dumps(asdict(measurement)) for measurement in self.measurements)
-        unfinished = self.path.with_suffix(".tmp")
-        unfinished.write_text(f'{head[:-2]},\n "measurements": [\n{lines}\n ]\n}}\n')
-        os.replace(unfinished, self.path)
+        measurements = [asdict(measurement) for measurement in self.measurements]
+        write(self.path, self.kind, self.environment, status=self.status, measurements=measurements)
         self._saved_at = time.monotonic()
 
     @classmethod

@@ -9,7 +9,6 @@ activations shows what the rounding of activations costs.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from bench.digits import Task, digits
 from bench.environment import environment
 from bench.options import add_device_and_out, choose_device, output_folder, positive
 from bench.report import output_console
+from bench.results import write
 from bench.side_by_side import one_thread
 from sigmoid_op import Sigmoid
 
@@ -102,16 +102,11 @@ def run(args: argparse.Namespace) -> int:
     jobs = [(variant, seed) for seed in range(args.seeds) for variant in VARIANTS]
     progress = track(jobs, "train", console=Console(stderr=True), transient=True)
     with one_thread():
+        where = environment(device)
         histories = [train(variant, seed, task, args.steps) for variant, seed in progress]
     folder = output_folder(args.out, device)
-    record: dict[str, Any] = {
-        "schema": 1,
-        "kind": "revive",
-        "environment": environment(device),
-        "steps": args.steps,
-        "histories": [asdict(history) for history in histories],
-    }
-    (folder / "revive.json").write_text(json.dumps(_rounded(record)) + "\n")
+    rounded = [_rounded(asdict(history)) for history in histories]
+    write(folder / "revive.json", "revive", where, steps=args.steps, histories=rounded)
     title = f"Recurrent network on digits, gates starting at x = {GATE_BIAS:g}, {args.seeds} seeds, {device}"
     draw(histories, title, folder / "revive.png")
     console = output_console()

@@ -8,11 +8,7 @@ about speed.
 """
 
 import argparse
-import json
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 
-from bench import crossover
+from bench import crossover, interpreter
 from bench.cases import DTYPES, Case, Layout, Pass, size_label
 from bench.clocks import Effort
 from bench.environment import environment
@@ -30,8 +26,7 @@ from bench.options import add_device_and_out, choose_device, minutes, output_fol
 from bench.providers import COPY, OURS, TORCH
 from bench.race import Race, race
 from bench.report import output_console
-from bench.results import Measurement, Spread
-from sigmoid_op import dispatch
+from bench.results import Measurement, Spread, write
 
 if TYPE_CHECKING:  # it imports Triton
     from bench.tune_kernels import Variant
@@ -62,12 +57,8 @@ class Record:
     races: list[Race] = field(default_factory=list)
 
     def save(self) -> None:
-        parts: dict[str, list[Any]] = {"crossover": self.crossover, "races": self.races}
-        head = {"schema": 1, "kind": "tune", "status": self.status, "environment": self.environment}
-        lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
-        for key, items in parts.items():
-            lines.append(f' "{key}": [\n' + ",\n".join(json.dumps(asdict(item)) for item in items) + "\n ]")
-        self.path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        crossover, races = ([asdict(item) for item in items] for items in (self.crossover, self.races))
+        write(self.path, "tune", self.environment, status=self.status, crossover=crossover, races=races)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,14 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The command: 0, 1 if a variant failed, 2 where the kernels cannot run, 130 when interrupted. Needs Triton."""
     device = choose_device(args.device)
-    if not dispatch.HAS_TRITON:
-        print("python -m bench tune: error: Triton is not installed (pip install triton)", file=sys.stderr)
-        return 2
-    if device.type == "cpu" and not dispatch.INTERPRETED:
-        return _in_the_interpreter(args)
-    if device.type == "cuda" and dispatch.INTERPRETED:
-        print("python -m bench tune: error: TRITON_INTERPRET is set: unset it for CUDA", file=sys.stderr)
-        return 2
+    if (code := interpreter.exit_code(args, device)) is not None:
+        return code
     rehearse = args.rehearse or device.type == "cpu"
     record = Record(output_folder(args.out, device) / "tune.json", environment(device))
     end = time.monotonic() + 60 * args.minutes
@@ -190,12 +175,3 @@ def _table(races: Sequence[Race]) -> Table:
             r.pass_, r.dtype, size_label(r.n_elements), str(len(r.variants)), *cells, r.fastest, *copy
         )  # fmt: skip
     return table
-
-
-def _in_the_interpreter(args: argparse.Namespace) -> int:
-    """Run the same command again with TRITON_INTERPRET=1, which Triton reads once, when it is imported."""
-    print("No CUDA: a rehearsal in Triton's interpreter (the command again, with TRITON_INTERPRET=1).", flush=True)
-    command = [sys.executable, "-m", "bench", "tune", "--device", "cpu"]
-    command += [] if args.out is None else ["--out", str(args.out)]
-    command += [] if math.isinf(args.minutes) else ["--minutes", str(args.minutes)]
-    return subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, check=False).returncode

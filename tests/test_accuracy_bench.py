@@ -134,20 +134,6 @@ def test_accuracy_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
 
 
-def test_accuracy_runs_itself_in_the_interpreter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """On a CPU without TRITON_INTERPRET the command is run again with it, with the same options, and says so."""
-    calls = []
-
-    def record(command: list[str], *, env: dict[str, str], check: bool) -> subprocess.CompletedProcess[bytes]:
-        calls.append((command[3:], env["TRITON_INTERPRET"]))
-        return subprocess.CompletedProcess(command, 3)
-
-    monkeypatch.setattr(dispatch, "INTERPRETED", False)
-    monkeypatch.setattr(subprocess, "run", record)
-    assert main(["accuracy", "--device", "cpu", "--stride", "7", "--out", str(tmp_path)]) == 3
-    assert calls == [(["accuracy", "--device", "cpu", "--out", str(tmp_path), "--stride", "7"], "1")]
-
-
 def test_a_tally_counts_faults() -> None:
     """A last bit that is wrong is a miss and 1 ulp; a flushed subnormal is a miss that stands apart."""
     exact = torch.tensor([0.75, 0.5, 1e-40], dtype=torch.float64)
@@ -228,7 +214,9 @@ def one_thread() -> Iterator[None]:
 def test_revive_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Gates that start at +8 have no gradient by nn.Sigmoid or Sigmoid() in bfloat16; with exact_grad they move."""
     assert main(["revive", "--device", "cpu", "--steps", "12", "--seeds", "1", "--out", str(tmp_path)]) == 0
-    histories = {h["variant"]: h for h in json.loads((tmp_path / "revive.json").read_text())["histories"]}
+    record = json.loads((tmp_path / "revive.json").read_text())
+    assert record["environment"]["torch_threads"] == 1
+    histories = {h["variant"]: h for h in record["histories"]}
     assert list(histories) == [variant.name for variant in revive.VARIANTS]
     for name in ("nn.Sigmoid", "Sigmoid()"):
         assert histories[name]["first_gate_gradient"] == 0

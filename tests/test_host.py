@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +20,18 @@ BUDGETS = {
 }
 
 
+def _measure(folder: Path, *options: str) -> dict[str, Any]:
+    """What the command writes."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bench", "host", "--device", "cpu", "--out", str(folder), *options]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    record: dict[str, Any] = json.loads((folder / "host.json").read_text())
+    return record
+
+
 def _ratios(folder: Path) -> dict[str, float]:
     """Of the 20th percentiles, which a busy machine disturbs less than the medians."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench", "host", "--device", "cpu", "--out", str(folder)]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    samples = json.loads((folder / "host.json").read_text())["samples_us"]
+    samples = _measure(folder)["samples_us"]
 
     def fast(times: list[float]) -> float:
         return statistics.quantiles(times, n=5)[0]
@@ -45,9 +52,14 @@ def test_cost_of_the_wrapper(tmp_path: Path) -> None:
 
 def test_the_budget_is_tight(tmp_path: Path) -> None:
     """The measure can fail: a Function costs more than the budget allows, which is why small tensors take none."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench", "host", "--device", "cpu", "--rounds", "20", "--out", str(tmp_path)]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    samples = json.loads((tmp_path / "host.json").read_text())["samples_us"]["16 elements, with grad"]
+    samples = _measure(tmp_path, "--rounds", "20")["samples_us"]["16 elements, with grad"]
     slow = statistics.median(samples["SigmoidFunction.apply"]) / statistics.median(samples["torch.sigmoid"])
     assert slow > BUDGETS["16 elements, with grad"]
+
+
+def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
+    """Schema and kind, the one thread on which was timed, and every sample of every piece."""
+    record = _measure(tmp_path, "--rounds", "3")
+    assert (record["schema"], record["kind"], record["environment"]["torch_threads"]) == (1, "host", 1)
+    assert set(BUDGETS) <= set(record["samples_us"])
+    assert all(len(samples) == 3 for group in record["samples_us"].values() for samples in group.values())

@@ -99,7 +99,7 @@ def test_the_fallback_trains_bit_for_bit_as_pytorch(
         assert ours[-1] < 0.3 * ours[0]
         assert history["average_precision"][OURS] == history["average_precision"][TORCH]
         assert sum(history["average_precision"][OURS]) / 10 > 0.6  # a guess has the mean of the frequencies, 0.22
-        assert history["path"] == "torch"
+        assert history["route"] == "torch"
         assert history["peak_bytes"] == {}
     assert record["large"] == []
     assert record["environment"]["torch_threads"] == 1
@@ -119,7 +119,7 @@ def test_the_kernels_train_as_pytorch_does(
     code, record = train(36, kernel_path.device)
     assert code == 0
     for history in record["histories"]:
-        assert history["path"] == "kernel"
+        assert history["route"] == "kernel"
         for curves in (history["losses"], history["gradient_norms"]):
             torch.testing.assert_close(curves[OURS], curves[TORCH], rtol=1e-4, atol=0)
         precision = history["average_precision"]
@@ -190,7 +190,7 @@ def test_a_wrong_kernel_is_noticed(
     monkeypatch.setattr(imbalanced, "sigmoid_focal_loss", wrong)
     data = canvases("train", 64, torch.device(kernel_path.device))
     history = imbalanced.train("focal", data, None, batch=16, steps=2)
-    assert history.path == "kernel"
+    assert history.route == "kernel"
     assert not history.agrees
 
 
@@ -260,7 +260,7 @@ def test_a_gpu_times_large_batches_through_the_kernels(train: Train) -> None:
     """On CUDA: the large step takes the kernels at the library's own threshold, and needs no more memory."""
     code, record = train(5, "cuda")
     assert code == 0
-    assert [history["path"] for history in record["histories"] + record["large"]] == ["kernel"] * 4
+    assert [history["route"] for history in record["histories"] + record["large"]] == ["kernel"] * 4
     for history in record["large"]:
         assert history["batch"] == multilabel.LARGE_BATCH
         assert 0 < history["peak_bytes"][OURS] <= history["peak_bytes"][TORCH]

@@ -18,8 +18,9 @@ import torch
 from rich.table import Table
 
 from bench.environment import environment
-from bench.options import DEFAULT_FOLDER, positive
+from bench.options import add_out, output_folder, positive
 from bench.report import output_console
+from bench.results import write
 
 SOURCES = {dtype: Path(__file__).with_name(f"{dtype}.c") for dtype in ("float32", "float64")}
 # No contraction: the formula says itself where a multiply and an add are fused.
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--windows", type=positive, default=500_000, help="float64: windows of 4096 neighbours (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder for proof.json (default: %(default)s)")
+    add_out(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,11 +53,11 @@ def run(args: argparse.Namespace) -> int:
         f"{float64['mixed_decreases']} of the {float64['reciprocal_changes']:,} neighbours with different reciprocals "
         "could be out of order if these erred in the worst way."
     )
-    args.out.mkdir(parents=True, exist_ok=True)
+    cpu = torch.device("cpu")
+    output = output_folder(args.out, cpu)
     found = {"float32": float32, "float64": float64}
-    record = {"schema": 2, "kind": "proof", "environment": environment(torch.device("cpu")), "found": found}
-    (args.out / "proof.json").write_text(json.dumps(record, indent=1) + "\n")
-    console.print(f"Results in {args.out}: proof.json", soft_wrap=True, highlight=False)
+    write(output / "proof.json", "proof", environment(cpu), schema=2, found=found)
+    console.print(f"Results in {output}: proof.json", soft_wrap=True, highlight=False)
     of_float32 = list(float32["reciprocal_off"].values())
     of_float64 = [sweep for sweeps in float64["reciprocal_off"].values() for sweep in sweeps.values()]
     nan_lost = float64["nan_lost"] + sum(sweep["nan_lost"] for sweep in of_float32)
