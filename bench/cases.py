@@ -148,7 +148,7 @@ def recorded() -> Iterator[Case]:
 
 
 def fineness(n_elements: int) -> int:
-    """Of the power of two at or below ``n_elements``: 0 for 2^30, 2^26, …, 1 for 2^28, 2^24, …, 2 for odd exponents."""
+    """Of the power of two at or below: 0 for exponents 30, 26, 22, …; 1 for 28, 24, …; 2 for odd ones."""
     below = 30 - (n_elements.bit_length() - 1)
     return 0 if below % 4 == 0 else 1 if below % 2 == 0 else 2
 

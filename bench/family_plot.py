@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from bench.cases import PASSES, size_label
-from bench.plot import DTYPE_COLOURS
+from bench.plot import DTYPE_COLOURS, save
 from bench.providers import OURS, TORCH
 from bench.results import COLD, WALL, Measurement, Results
 
@@ -21,11 +21,7 @@ def draw(results: Results, folder: Path) -> Iterator[Path]:
     clock = COLD if any(m.clock == COLD for m in timed) else WALL
     measurements = [m for m in timed if m.clock == clock]
     if measurements:
-        figure = _ratios(measurements)
-        figure.suptitle(f"{results.environment['device']}: {clock} time")
-        path = folder / f"ratio-{clock.replace(',', '').replace(' ', '-').lower()}.png"
-        figure.savefig(path, dpi=120)
-        yield path
+        yield save(_ratios(measurements), "ratio", clock, results, folder)
 
 
 def _ratios(measurements: list[Measurement]) -> Figure:

@@ -69,9 +69,9 @@ def _table(title: str, measurements: list[Measurement]) -> Table:
             *(_time(m, name) for name in (OURS, TORCH, *others)),
             *(ratio_cell(m.ratio(name, OURS)) for name in (TORCH, *others)),
             f"{ours}, {torchs} ({torchs / ours:.3g}×)",
-            f"{_rate(m, OURS, m.bytes_moved if m.path == 'kernel' else eager_bytes)}, {_rate(m, TORCH, eager_bytes)}",
+            f"{_rate(m, OURS, m.bytes_moved if m.route == 'kernel' else eager_bytes)}, {_rate(m, TORCH, eager_bytes)}",
             *([peak_cell(m, OURS, TORCH)] if with_memory else []),
-            m.path,
+            m.route,
         ]
         table.add_row(m.case["label"], m.case["dtype"], *cells)
     return table

@@ -2,11 +2,10 @@
 
 The parts run in order of worth, each in a process of its own, and write their files as they end. When the time is
 spent, the part that runs is interrupted, keeps what it has measured, and the rest is left out. Without CUDA, or with
---rehearse, every part runs with its smallest sizes: nothing is meant by the figures, but every line has run.
+--rehearse, every part runs with its smallest sizes: the figures mean nothing, but every line has run.
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -22,14 +21,15 @@ from typing import Literal
 import torch
 from rich.table import Table
 
-from bench.environment import ROOT, environment
+from bench.environment import ROOT, environment, without_out
 from bench.options import choose_device, device_slug, minutes, output_folder
 from bench.report import output_console
+from bench.results import write
 
 RESULTS = Path(__file__).with_name("results")
 SUMMARY = "programme.json"
 MINUTES = 9.0
-LEAST_SECONDS = 10.0  # below this no part is started: importing PyTorch and making a CUDA context take half of it
+LEAST_SECONDS = 10.0  # below this no part is started: importing PyTorch and making a CUDA context take seconds
 GRACE_SECONDS = 15.0  # from the interrupt to the kill: writing results, tables and plots
 
 Status = Literal["done", "failed", "cut", "left out"]
@@ -62,6 +62,7 @@ PARTS: tuple[Part, ...] = (
     ),
     Part("recorded", ("bench", "grid", "--cases", "recorded", "--no-compile"), 45, ("--quick",), paced=True),
     Part("host", ("bench", "host"), 30, ("--rounds", "3")),
+    Part("ways_in", ("bench", "ways_in"), 30),
     Part("digits", ("bench", "train"), 40, ("--steps", "5")),
     Part("revive", ("bench", "revive"), 60, ("--steps", "3", "--seeds", "1")),
     Part("multilabel", ("bench", "train", "--task", "multilabel"), 45, ("--steps", "3")),
@@ -131,7 +132,7 @@ def programme(parts: list[Part], folder: Path, seconds: float, *, rehearse: bool
         limit = min(part.limit * seconds / (60 * MINUTES), left) - GRACE_SECONDS
         line = command(part, folder, limit, rehearse=rehearse)
         if limit < LEAST_SECONDS:
-            yield Outcome(part.name, line, "left out")
+            yield Outcome(part.name, without_out(line[1:]), "left out")
             continue
         (folder / part.name).mkdir(exist_ok=True)
         print(f"{part.name}: {' '.join(line[1:])} (at most {limit:.0f} s)", flush=True)
@@ -154,7 +155,8 @@ def _outcome(part: Part, line: list[str], folder: Path, limit: float) -> Outcome
     files = sorted(str(path.relative_to(folder)) for path in (folder / part.name).rglob("*") if path.is_file())
     failed_tests = [name for path in (folder / part.name).glob("*.xml") for name in failed_in(path)]
     status: Status = "failed" if failed_tests else "cut" if cut else "failed" if exit_code else "done"
-    return Outcome(part.name, line, status, seconds, exit_code, str(log.relative_to(folder)), files, failed_tests)
+    told = without_out(line[1:])
+    return Outcome(part.name, told, status, seconds, exit_code, str(log.relative_to(folder)), files, failed_tests)
 
 
 def _execute(line: list[str], log: Path, limit: float) -> tuple[int | None, bool]:
@@ -200,15 +202,8 @@ def failed_in(junit: Path) -> list[str]:
 
 
 def _save(path: Path, device: torch.device, limit: float, rehearse: bool, outcomes: list[Outcome]) -> None:
-    record = {
-        "schema": 1,
-        "kind": "gpu",
-        "environment": environment(device),
-        "minutes": limit,
-        "rehearsal": rehearse,
-        "parts": [asdict(outcome) for outcome in outcomes],
-    }
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    parts = [asdict(outcome) for outcome in outcomes]
+    write(path, "gpu", environment(device), minutes=limit, rehearsal=rehearse, parts=parts)
 
 
 def _tell(outcome: Outcome, folder: Path) -> None:

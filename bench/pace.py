@@ -1,5 +1,6 @@
 """Case after case into a results file, as many as the time allows, whatever fails in one of them."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -49,6 +50,7 @@ def measure_in_turn(
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     )  # fmt: skip
+    print(f"Measuring {len(chosen)} cases; the tables come at the end.", file=sys.stderr)
     results.save()
     ordered = sorted(chosen, key=importance)
     deadline = time.monotonic() + seconds

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from bench.cases import DTYPES, PASSES
 from bench.providers import COMPILED, COPY, OURS, TORCH, TUTORIAL
@@ -31,10 +32,15 @@ def draw(results: Results, folder: Path) -> Iterator[Path]:
         if not measurements:
             continue
         for name, figure in (("ratio", _ratios(measurements)), ("bandwidth", _bandwidths(measurements))):
-            figure.suptitle(f"{results.environment['device']}: {clock} time")
-            path = folder / f"{name}-{clock.replace(',', '').replace(' ', '-').lower()}.png"
-            figure.savefig(path, dpi=120)
-            yield path
+            yield save(figure, name, clock, results, folder)
+
+
+def save(figure: Figure, name: str, clock: str, results: Results, folder: Path) -> Path:
+    """Write the figure, with a title that says where and by which clock was measured."""
+    figure.suptitle(f"{results.environment['device']}: {clock} time")
+    path = folder / f"{name}-{clock.replace(',', '').replace(' ', '-').lower()}.png"
+    figure.savefig(path, dpi=120)
+    return path
 
 
 def _ratios(measurements: list[Measurement]) -> Figure:
@@ -64,6 +70,13 @@ def _ratios(measurements: list[Measurement]) -> Figure:
             if any(m.case["dtype"] == dtype for m in measurements):
                 legend[dtype] = Line2D([], [], color=colour, marker=".")
         _label_elements(axes, pass_)
+    # Limits by the medians: on a busy machine one p80 of 90 would press every line flat.
+    medians = [1.0, *(ratio.median for m in measurements if (ratio := m.ratio(TORCH, OURS)))]
+    low, high = min(medians) / 1.5, max(medians) * 1.5
+    panels[0].set_yscale("log", base=2)
+    panels[0].set_ylim(low, high)
+    panels[0].yaxis.set_major_locator(LogLocator(2, (1, 1.25, 1.5, 1.75) if high < 5 * low else (1, 1.5)))
+    panels[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     panels[0].set_ylabel(f"time of {TORCH} / time of {OURS}\n(above 1: {OURS} is faster)")
     figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=len(legend))
     return figure

@@ -50,9 +50,9 @@ def present(results: Results, folder: Path) -> None:
     of_a_family = results.kind == FAMILY
     for table in family_report.tables(results) if of_a_family else tables(results):
         console.print(table)
-    if results.environment["device_type"] == "cpu":
+    if {m.route for m in results.measurements} == {"torch"}:
         console.print(
-            "Timed on a CPU: the fallback, PyTorch's own kernels behind the library's wrapper, not the Triton kernels."
+            "Both sides ran PyTorch's own kernel, the fallback: the ratios are the wrapper's cost, and noise."
         )
     for failure in results.failures:
         console.print(f"[bold red]FAILED[/] {failure}", highlight=False)
@@ -160,7 +160,7 @@ def _table(title: str, measurements: list[Measurement]) -> Table:
             number(bandwidth) if bandwidth else "",
             f"{100 * copy.median:.0f}" if copy else "",
             *([peak_cell(m, OURS, TORCH)] if with_memory else []),
-            m.path,
+            m.route,
         ]
         count = f" ({m.case['count']} calls)" if m.case["kind"] == "recorded" else ""
         table.add_row(m.case["dtype"], m.case["label"] + count, *cells)

@@ -21,7 +21,7 @@ from bench.environment import environment, free_bytes
 from bench.members import OPS
 from bench.options import add_device_and_out, choose_device, elements, minutes, output_folder
 from bench.pace import keep_what_works, sample_wall_time
-from bench.providers import Provider, kernel_call, path, providers, user_call
+from bench.providers import Provider, kernel_call, providers, route, user_call
 from bench.results import CLOCKS, COLD, WALL, WARM, Measurement, Results
 from bench.verify import verify
 from sigmoid_op import dispatch
@@ -161,7 +161,7 @@ def wall_time(
     effort: Effort,
 ) -> Measurement:
     """A user's call, and on CUDA the memory it needs; ``failures`` are those so far."""
-    measurement = _measurement(case, pass_, WALL, path(operands.x, by_user=True), failures)
+    measurement = _measurement(case, pass_, WALL, route(operands.x, by_user=True), failures)
     sample_wall_time(
         measurement, lambda provider: user_call(provider, pass_, operands), right, operands.x.device, effort
     )
@@ -178,7 +178,7 @@ def device_time(
 ) -> Iterator[Measurement]:
     """The bare kernels: cold L2, and warm L2 where operands and results fit."""
     device = operands[0].x.device
-    runs = path(operands[0].x, by_user=False)
+    runs = route(operands[0].x, by_user=False)
     n_calls = clocks.calls_per_replay(case.bytes_moved(pass_))
     replays = clocks.Replays(device)
 

@@ -1,6 +1,5 @@
 """Nothing is timed before its results are compared with float64."""
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from bench.cases import Case
 from bench.providers import Provider
+from bench.reference import sigmoid64, ulp_error
 
 # In ulps of the dtype. They tell a sigmoid from a mistake, for every provider; the tests hold the library to less.
 # Forward: float32 allows for e^-x by way of 2^(-x·log2 e) with the product rounded once, 6 ulp at |x| = 6.
@@ -34,7 +34,7 @@ def verify(provider: Provider, case: Case, device: torch.device) -> None:
         _compare(provider.backward(grad_out, inputs.out), torch.add, (grad_out, inputs.out), 1.0, "grad_out + out")
         return
     for name, forward in (("kernel", provider.forward), ("call", provider.sigmoid)):
-        _compare(forward(x), sigmoid_float64, (x,), FORWARD_ULPS[case.dtype], f"forward {name}")
+        _compare(forward(x), sigmoid64, (x,), FORWARD_ULPS[case.dtype], f"forward {name}")
     grad_in = provider.backward(grad_out, inputs.out)
     bound = BACKWARD_ULPS[case.dtype]
     _compare(grad_in, sigmoid_backward_float64, (grad_out, inputs.out), bound, "backward kernel")
@@ -42,17 +42,12 @@ def verify(provider: Provider, case: Case, device: torch.device) -> None:
     leaf = x.detach().requires_grad_()
     out = provider.sigmoid(leaf)
     (grad_in,) = torch.autograd.grad(out, leaf, grad_out)
-    _compare(out.detach(), sigmoid_float64, (x,), FORWARD_ULPS[case.dtype], "forward with grad")
+    _compare(out.detach(), sigmoid64, (x,), FORWARD_ULPS[case.dtype], "forward with grad")
     _compare(grad_in, sigmoid_backward_float64, (grad_out, out.detach()), bound, "backward through autograd")
 
 
-def sigmoid_float64(x: Tensor) -> Tensor:
-    """σ(x) from e^-|x|, which never overflows."""
-    t = torch.exp(-x.abs())
-    return torch.where(x < 0, t, 1.0) / (1.0 + t)
-
-
 def sigmoid_backward_float64(grad_out: Tensor, out: Tensor) -> Tensor:
+    """Not ``reference.backward64``, whose difference cancels for float64 operands."""
     return grad_out * out * (1.0 - out)
 
 
@@ -64,8 +59,8 @@ def _compare(
         raise WrongResultError(f"{what}: {got.dtype} {tuple(got.shape)} instead of {dtype} {tuple(shape)}")
     worst = 0.0
     for got_chunk, *chunks in zip(_chunks(got), *map(_chunks, operands), strict=True):
-        error = ulp_error(got_chunk, reference(*(chunk.double() for chunk in chunks)))
-        if not error <= bound:  # so that NaN fails
+        error = float(ulp_error(got_chunk, reference(*(chunk.double() for chunk in chunks))).max())
+        if error > bound:
             raise WrongResultError(f"{what}: {error:.3g} ulp from float64, {bound:g} allowed")
         worst = max(worst, error)
 
@@ -73,13 +68,3 @@ def _compare(
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:
     flat = tensor.reshape(-1)
     yield from (flat[start : start + CHUNK] for start in range(0, len(flat), CHUNK))
-
-
-def ulp_error(got: Tensor, want: Tensor) -> float:
-    """The largest error of ``got`` against the float64 ``want``, in units in the last place of ``got``'s dtype."""
-    info = torch.finfo(got.dtype)
-    lowest = int(math.log2(info.tiny))
-    # frexp's mantissa lies in [0.5, 1): |want| is in [2^(e-1), 2^e). Its exponent of 0 is 0.
-    exponent = (torch.frexp(want).exponent - 1).masked_fill(want == 0, lowest).clamp(min=lowest)
-    ulp = torch.exp2(exponent.double()) * info.eps
-    return float(((got.double() - want).abs() / ulp).max())

@@ -47,7 +47,7 @@ _is_tracing = torch._C._is_tracing
 
 def worthwhile(x: Tensor) -> bool:
     """Whether a kernel takes ``x`` and is faster there than ``torch.sigmoid``."""
-    # Every small CUDA tensor comes this way: these are the cheapest questions that will do (python -m bench.ways_in).
+    # Every small CUDA tensor comes this way: these are the cheapest questions that will do (python -m bench ways_in).
     # In this order, as comparing the number of elements would tie a compiled or traced graph to the size.
     return (
         (x.is_cuda or INTERPRETED)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import clocks, providers, runner
-from bench.__main__ import main
+from bench import clocks, plot, providers, report, runner
+from bench.__main__ import PACKAGES, main
 from bench.cases import PASSES
 from bench.clocks import Effort
 from bench.providers import COPY, OURS, TORCH, Provider
-from bench.results import COLD, WALL, WARM, Results
+from bench.results import COLD, WALL, WARM, Measurement, Results
 from sigmoid_op import dispatch
 
 LEAST_EFFORT = Effort(seconds=0.0, min_rounds=3, max_rounds=3)
@@ -78,16 +79,39 @@ def test_help_tells_every_command_and_the_options_of_the_default(capsys: pytest.
         main(["--help"])
     text = capsys.readouterr().out
     assert stopped.value.code == 0
-    for word in ("train", "report", "codegen", "--cases", "--dtypes", "--sizes", "--quick", "--compile", "--out"):
+    for word in (
+        "train",
+        "report",
+        "codegen",
+        "ways_in",
+        "--cases",
+        "--dtypes",
+        "--sizes",
+        "--quick",
+        "--compile",
+        "--out",
+    ):
         assert word in text
+    assert "``python -m bench" not in text.partition("Without a command")[0]  # each command by what it does
 
 
-def test_a_missing_library_is_named_in_one_line() -> None:
-    """Without rich: what to install, and code 2, not a traceback."""
-    program = "import sys; sys.modules['rich'] = None; from bench.__main__ import main; sys.exit(main([]))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("module", PACKAGES)
+def test_a_missing_library_is_named_in_one_line(module: str, tmp_path: Path) -> None:
+    """What to install, and code 2, not a traceback."""
+    program = (
+        f"import sys; sys.modules['{module}'] = None; from bench.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    line = [sys.executable, "-c", program, "train", "--device", "cpu", "--out", str(tmp_path)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.splitlines() == ["python -m bench needs rich: pip install rich"]
+    package = PACKAGES[module]
+    assert done.stderr.splitlines() == [f"python -m bench needs {package}: pip install {package}"]
+
+
+def test_every_package_of_the_extra_can_be_named() -> None:
+    """What pyproject.toml lists for the benchmarks, and no other."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert sorted(PACKAGES.values()) == sorted(project["optional-dependencies"]["bench"])
 
 
 def test_timing_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,11 +138,37 @@ def test_results_hold_all_samples_and_the_environment(
     for key in ("date", "argv", "commit", "dirty", "device", "cpu", "torch", "triton", "python", "os", "min_elements"):
         assert key in results.environment
     text = capsys.readouterr().out
-    assert "fallback" in text
+    assert "Both sides ran PyTorch's own kernel" in text
     assert "% of copy" in text
     for name in ("ratio-wall.png", "bandwidth-wall.png"):
         assert name in text
         assert (path.parent / name).stat().st_size > 10_000
+
+
+def _measured(route: str, torch_ns: list[float]) -> Measurement:
+    case = {"label": "2^10", "kind": "size", "dtype": "float32", "n_elements": 2**10, "count": 1}
+    return Measurement(case, "forward", WALL, route, 2**13, 1, {OURS: [1.0] * len(torch_ns), TORCH: torch_ns})
+
+
+@pytest.mark.parametrize(("routes", "told"), [(("torch", "torch"), True), (("torch", "kernel"), False)])
+def test_only_where_no_kernel_ran_the_ratios_are_called_noise(
+    routes: tuple[str, ...], told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One measurement of ours is enough to leave the sentence out, whatever the device."""
+    environment = {"device": "a device", "device_type": "cuda"}
+    measurements = [_measured(route, [2.0, 2.0]) for route in routes]
+    report.present(Results(tmp_path / "results.json", environment, measurements), tmp_path)
+    assert ("Both sides ran PyTorch's own kernel" in capsys.readouterr().out) is told
+
+
+def test_outliers_do_not_flatten_the_plot() -> None:
+    """A p80 of 90 beside medians of 1 and 3 leaves the axis as it is without it."""
+    steady, noisy = _measured("kernel", [3.0] * 5), _measured("kernel", [1.0, 1.0, 1.0, 90.0, 90.0])
+    (ratio,) = [noisy.ratio(TORCH, OURS)]
+    assert ratio is not None
+    assert (ratio.median, ratio.p80) == (1.0, 90.0)
+    low, high = plot._ratios([steady, noisy]).axes[0].get_ylim()
+    assert (low, high) == pytest.approx((1 / 1.5, 3 * 1.5))
 
 
 def test_report_repeats_the_tables_from_the_file(
@@ -201,7 +251,7 @@ def test_training_on_a_cpu_agrees_bit_for_bit(
     assert ours == torchs
     assert len(ours) == 60
     assert ours[-1] < 0.8 * ours[0]  # it learns
-    assert history["path"] == "torch"
+    assert history["route"] == "torch"
     assert "PyTorch's own kernels" in capsys.readouterr().out
     assert (tmp_path / "train.png").stat().st_size > 10_000
 
@@ -209,7 +259,7 @@ def test_training_on_a_cpu_agrees_bit_for_bit(
 def test_training_through_the_kernels_stays_within_the_tolerance(kernel_path: Any, tmp_path: Path) -> None:
     """The same through the Triton kernels: the first steps differ by rounding alone."""
     assert main(["train", "--device", kernel_path.device, "--steps", "3", "--out", str(tmp_path)]) == 0
-    assert json.loads((tmp_path / "train.json").read_text())["history"]["path"] == "kernel"
+    assert json.loads((tmp_path / "train.json").read_text())["history"]["route"] == "kernel"
 
 
 def test_a_training_that_differs_is_noticed(

@@ -14,8 +14,9 @@ from bench import cases, clocks, providers, runner
 from bench.cases import PASSES, Case, Layout
 from bench.clocks import Effort
 from bench.providers import COPY, OURS, TORCH, NotCompiledError, Provider, assert_compiled
+from bench.reference import ulp_error
 from bench.results import COLD, WALL, WARM, Measurement, Spread
-from bench.verify import WrongResultError, ulp_error, verify
+from bench.verify import WrongResultError, verify
 
 CPU = torch.device("cpu")
 LEAST_EFFORT = Effort(seconds=0.0, min_rounds=3, max_rounds=3)
@@ -78,7 +79,7 @@ def test_errors_are_counted_in_units_in_the_last_place() -> None:
     half = torch.float16
 
     def error(got: float, want: float) -> float:
-        return ulp_error(torch.tensor([got], dtype=half), torch.tensor([want], dtype=torch.float64))
+        return float(ulp_error(torch.tensor([got], dtype=half), torch.tensor([want], dtype=torch.float64)))
 
     assert error(1 + 2**-10, 1.0) == 1.0
     assert error(1.0, 1 - 2**-12) == 0.5  # below 1 the ulp is 2^-11

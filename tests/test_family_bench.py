@@ -53,7 +53,7 @@ def test_every_op_is_measured_and_reported(
     ]
     for m in results.measurements:
         assert {name: len(samples) for name, samples in m.samples_ns.items()} == {OURS: 3, TORCH: 3}
-        assert m.path == "torch"
+        assert m.route == "torch"
     printed = capsys.readouterr().out
     assert "fallback" in printed
     assert (tmp_path / "ratio-wall.png").stat().st_size > 10_000
@@ -187,7 +187,7 @@ def test_every_op_is_measured_on_cuda(tmp_path: Path) -> None:
         for pass_ in passes
     ]
     for m in results.measurements:
-        assert m.path == "kernel"
+        assert m.route == "kernel"
         assert {OURS, TORCH} <= set(m.samples_ns)
         assert m.clock == COLD or m.peak_bytes[OURS] > 0
 
