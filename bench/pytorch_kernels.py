@@ -6,6 +6,7 @@ Needs a PyTorch built for CUDA and Triton's disassembler, but no GPU.
 import argparse
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table, and write ``pytorch.json``."""
+    """The command: 0; 2 for a PyTorch without CUDA."""
     if not LIBRARY.exists():
-        raise ValueError("this PyTorch is not built for CUDA: it has no kernels to count")
+        print("python -m bench pytorch: error: this PyTorch is not built for CUDA", file=sys.stderr)
+        return 2
     kernels = count_kernels(LIBRARY)
     table = Table("kernel", "dtype", "instructions", "MUFU", title=f"PyTorch {torch.__version__}, sm_90, per element")
     for kernel in kernels:
