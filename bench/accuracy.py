@@ -8,7 +8,9 @@ in 16-bit results, a second table bounds from the PTX manual; for wider ones ``p
 import argparse
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 from bench import interpreter
@@ -41,7 +43,6 @@ from bench.sweep import (
 )
 from sigmoid_op import dispatch
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CPU_STRIDE = 1021  # prime, so that it does not keep step with the exponent: 4.2 million float32 inputs
 CHUNKS = {"cpu": 2**18, "cuda": 2**24}
 STYLES: dict[str, dict[str, Any]] = {
@@ -61,44 +62,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command: 0; 2 where the kernels cannot run. Needs Triton."""
+    """The command: 0; 2 where the kernels cannot run; 130 when interrupted. Needs Triton."""
     device = choose_device(args.device)
     if (code := interpreter.exit_code(args, device)) is not None:
         return code
     stride: int = args.stride or (1 if device.type == "cuda" else CPU_STRIDE)
-    sweeps = measure(device, stride)
     bounds = [bound(dtype) for dtype in (torch.bfloat16, torch.float16)]
     folder = output_folder(args.out, device)
     where = environment(device)
-    curves = {found.tallies[0].dtype: _rounded(found.curves) for found in sweeps if found.curves}
+    sweeps: list[Sweep] = []
+    status = "interrupted"
+    # Where a GPU overflows to infinity without a word, NumPy warns.
+    quiet = np.errstate(all="ignore") if dispatch.INTERPRETED else contextlib.nullcontext()
+    progress = Progress(console=Console(stderr=True), transient=True)
+    with quiet, torch.no_grad(), progress, contextlib.suppress(KeyboardInterrupt):
+        planned = plan(device, stride)
+        bar = progress.add_task("sweep", total=len(planned))
+        for measure in planned:
+            sweeps = sorted([*sweeps, measure()], key=_bytes_of_a_number)
+            _save(folder / "accuracy.json", where, "running", stride, sweeps, bounds)
+            progress.advance(bar)
+        status = "complete"
+    _save(folder / "accuracy.json", where, status, stride, sweeps, bounds)
+    if not sweeps:
+        return 130
+    ran_in = "Triton's interpreter" if dispatch.INTERPRETED else where["device"]
+    draw(_curves(sweeps), f"kernels in {ran_in}", folder / "accuracy.png")
+    _print(output_console(), sweeps, bounds, ran_in)
+    print(f"Results in {folder} ({status}): accuracy.json, accuracy.png")
+    return 0 if status == "complete" else 130
+
+
+def plan(device: torch.device, stride: int) -> list[Callable[[], Sweep]]:
+    """One sweep per dtype, the longest one last."""
+    of_every_number = partial(sweep, device=device, chunk=CHUNKS[device.type])
+    return [
+        partial(of_every_number, torch.bfloat16, stride=1),
+        partial(of_every_number, torch.float16, stride=1),
+        partial(sweep_float64, device),
+        partial(of_every_number, torch.float32, stride=stride),
+    ]
+
+
+def _bytes_of_a_number(found: Sweep) -> int:
+    dtype: torch.dtype = getattr(torch, found.tallies[0].dtype)
+    return dtype.itemsize
+
+
+def _save(
+    path: Path, where: dict[str, Any], status: str, stride: int, sweeps: list[Sweep], bounds: list[Bound]
+) -> None:
     write(
-        folder / "accuracy.json",
+        path,
         "accuracy",
         where,
+        status=status,
         float32_stride=stride,
         tallies=[asdict(tally) for found in sweeps for tally in found.tallies],
         nans=[asdict(found.nans) for found in sweeps if found.nans],
-        curves=curves,
+        curves=_curves(sweeps),
         bounded=[asdict(b) for b in bounds],
     )
-    ran_in = "Triton's interpreter" if dispatch.INTERPRETED else where["device"]
-    draw(curves, f"kernels in {ran_in}", folder / "accuracy.png")
-    _print(output_console(), sweeps, bounds, ran_in)
-    print(f"Results in {folder}: accuracy.json, accuracy.png")
-    return 0
-
-
-def measure(device: torch.device, stride: int) -> list[Sweep]:
-    """One sweep per dtype."""
-    # Where a GPU overflows to infinity without a word, NumPy warns.
-    quiet = np.errstate(all="ignore") if dispatch.INTERPRETED else contextlib.nullcontext()
-    sweeps = []
-    with quiet, torch.no_grad():
-        for dtype in track(DTYPES, "sweep", console=Console(stderr=True), transient=True):
-            step = stride if dtype == torch.float32 else 1
-            sweeps.append(sweep(dtype, device, step, CHUNKS[device.type]))
-        sweeps.append(sweep_float64(device))
-    return sweeps
 
 
 def draw(curves: dict[str, dict[str, list[float]]], where: str, path: Path) -> None:
@@ -123,9 +147,13 @@ def draw(curves: dict[str, dict[str, list[float]]], where: str, path: Path) -> N
     figure.savefig(path, dpi=120)
 
 
-def _rounded(curves: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Three digits, enough for drawing."""
-    return {name: [float(f"{value:.3g}") for value in line] for name, line in curves.items()}
+def _curves(sweeps: list[Sweep]) -> dict[str, dict[str, list[float]]]:
+    """By dtype and implementation, to three digits, enough for drawing."""
+    return {
+        found.tallies[0].dtype: {name: [float(f"{value:.3g}") for value in line] for name, line in found.curves.items()}
+        for found in sweeps
+        if found.curves
+    }
 
 
 def _print(console: Console, sweeps: list[Sweep], bounds: list[Bound], where: str) -> None:

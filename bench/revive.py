@@ -11,6 +11,7 @@ activations shows what the rounding of activations costs.
 import argparse
 import statistics
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -96,18 +97,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command: 0, whatever comes out."""
+    """The command: 0, whatever comes out; 130 when interrupted."""
     device = choose_device(args.device)
     task = digits(device)
     jobs = [(variant, seed) for seed in range(args.seeds) for variant in VARIANTS]
-    progress = track(jobs, "train", console=Console(stderr=True), transient=True)
+    histories: list[History] = []
+    status = "interrupted"
     with one_thread():
         where = environment(device)
-        histories = [train(variant, seed, task, args.steps) for variant, seed in progress]
+        with Progress(console=Console(stderr=True), transient=True) as progress, suppress(KeyboardInterrupt):
+            bar = progress.add_task("train", total=len(jobs))
+            for variant, seed in jobs:
+                histories.append(train(variant, seed, task, args.steps))
+                progress.advance(bar)
+            status = "complete"
     folder = output_folder(args.out, device)
     rounded = [_rounded(asdict(history)) for history in histories]
-    write(folder / "revive.json", "revive", where, steps=args.steps, histories=rounded)
-    title = f"Recurrent network on digits, gates starting at x = {GATE_BIAS:g}, {args.seeds} seeds, {device}"
+    write(folder / "revive.json", "revive", where, status=status, steps=args.steps, histories=rounded)
+    if not histories:
+        return 130
+    seeds = len({history.seed for history in histories})
+    title = f"Recurrent network on digits, gates starting at x = {GATE_BIAS:g}, {seeds} seeds, {device}"
     draw(histories, title, folder / "revive.png")
     console = output_console()
     console.print(_table(histories, title))
@@ -115,8 +125,8 @@ def run(args: argparse.Namespace) -> int:
         "Activations in bfloat16 but in the last row, weights and Adam in float32; mean (lowest to highest) over the "
         "seeds. first gradient: the largest of the loss with respect to a gate's bias, at the first step."
     )
-    print(f"Results in {folder}: revive.json, revive.png")
-    return 0
+    print(f"Results in {folder} ({status}): revive.json, revive.png")
+    return 0 if status == "complete" else 130
 
 
 def train(variant: Variant, seed: int, task: Task, steps: int) -> History:
@@ -153,8 +163,7 @@ def draw(histories: list[History], title: str, path: Path) -> None:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     figure.suptitle(title)
     loss_axes, bias_axes = figure.subplots(1, 2)
-    for variant in VARIANTS:
-        of_variant = [history for history in histories if history.variant == variant.name]
+    for variant, of_variant in _by_variant(histories):
         _band(loss_axes, [history.losses for history in of_variant], variant)
         _band(bias_axes, [history.gate_biases for history in of_variant], variant)
     loss_axes.set(xlabel="step", ylabel=f"training loss, mean of {EVERY} steps", yscale="log")
@@ -179,8 +188,7 @@ def _table(histories: list[History], title: str) -> Table:
     table.add_column("gates with")
     for heading in ("first gradient", "last gate bias", "last loss", "test accuracy"):
         table.add_column(heading, justify="right")
-    for variant in VARIANTS:
-        of_variant = [history for history in histories if history.variant == variant.name]
+    for variant, of_variant in _by_variant(histories):
         table.add_row(
             variant.name,
             f"{max(history.first_gate_gradient for history in of_variant):.3g}",
@@ -189,6 +197,12 @@ def _table(histories: list[History], title: str) -> Table:
             _spread([history.accuracy for history in of_variant], ".3f"),
         )
     return table
+
+
+def _by_variant(histories: list[History]) -> list[tuple[Variant, list[History]]]:
+    """In the order of VARIANTS, without those that an interrupted run did not come to."""
+    groups = [(variant, [history for history in histories if history.variant == variant.name]) for variant in VARIANTS]
+    return [(variant, of_variant) for variant, of_variant in groups if of_variant]
 
 
 def _spread(values: list[float], digits: str) -> str:

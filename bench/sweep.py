@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import mpmath
 import torch
@@ -155,10 +156,16 @@ def _first_dead(f: Implementation, found: Tensor, stride: int) -> float:
 
 
 def _widen_curve(curve: Tensor, x: Tensor, gradient: Tensor, derivative: Tensor) -> None:
+    """Raise each interval of ``curve`` to the largest relative error among its ``x``, which are in ascending order.
+
+    So an interval is a slice of them. A scatter would have half of all float32, those around 0, meet at two addresses.
+    """
     error = (gradient.double() - derivative).abs() / derivative
-    index = ((x.double() + CURVE_REACH) * (CURVE_INTERVALS / (2 * CURVE_REACH))).floor()
-    inside = (index >= 0) & (index < CURVE_INTERVALS)
-    curve.scatter_reduce_(0, index[inside].long(), error[inside], "amax")
+    place = (x.double() + CURVE_REACH) * (CURVE_INTERVALS / (2 * CURVE_REACH))
+    ends = torch.arange(CURVE_INTERVALS + 1, dtype=place.dtype, device=place.device)
+    for i, (start, end) in enumerate(pairwise(torch.searchsorted(place, ends).tolist())):
+        if start < end:
+            curve[i] = torch.maximum(curve[i], error[start:end].max())
 
 
 def _given_out(dtype: torch.dtype, device: torch.device, f: Implementation) -> Tally:

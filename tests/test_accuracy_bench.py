@@ -1,9 +1,9 @@
-"""``python -m bench accuracy``, ``proof`` and ``revive``: what they find in short runs, and that they can fail."""
+"""``python -m bench accuracy`` and ``proof``: what they find in short runs, and that they can fail."""
 
 import json
+import math
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import mpmath
@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import bounded, proof, reference, revive, sweep
+from bench import accuracy, bounded, proof, reference, sweep
 from bench.__main__ import main
-from bench.digits import digits
 from sigmoid_op import dispatch
 from sigmoid_op.kernels.sigmoid import sigmoid_forward
 
@@ -134,6 +133,52 @@ def test_accuracy_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
 
 
+@interpreted
+def test_interrupted_accuracy_keeps_the_sweeps_that_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file has each sweep as soon as it ends, so that a killed run leaves it, too. Code 130, a table, a plot."""
+    path = tmp_path / "accuracy.json"
+    while_running = []
+
+    def interrupted(device: torch.device) -> sweep.Sweep:
+        while_running.append(json.loads(path.read_text()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "GRAD_OUTS", 3)
+    monkeypatch.setattr(accuracy, "sweep_float64", interrupted)
+    assert main(["accuracy", "--device", "cpu", "--out", str(tmp_path)]) == 130
+    for record, status in ((while_running[0], "running"), (json.loads(path.read_text()), "interrupted")):
+        assert record["status"] == status
+        assert {tally["dtype"] for tally in record["tallies"]} == set(record["curves"]) == {"bfloat16", "float16"}
+    assert "float16" in capsys.readouterr().out
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+
+
+def test_a_curve_is_the_largest_error_of_each_interval() -> None:
+    """Sliced at the intervals' ends, chunk by chunk, as if each x were looked up alone; none from outside counts."""
+    ends = torch.arange(-21, 21.25, 0.25)
+    tiny = torch.tensor([torch.finfo(torch.float32).tiny, 1e-30, 1e-8])
+    noise = 8 * torch.randn(5_000, generator=torch.Generator().manual_seed(0))
+    infinities = torch.tensor([-torch.inf, torch.inf])
+    x = (
+        torch.cat([ends, ends.nextafter(ends + 1), ends.nextafter(ends - 1), tiny, -tiny, noise, infinities])
+        .sort()
+        .values
+    )
+    derivative = reference.derivative64(x)
+    gradient = derivative.float() * (1 + 0.01 * torch.rand(len(x), generator=torch.Generator().manual_seed(1)))
+    found = torch.zeros(sweep.CURVE_INTERVALS, dtype=torch.float64)
+    for chunk in zip(x.split(1_000), gradient.split(1_000), derivative.split(1_000), strict=True):
+        sweep._widen_curve(found, *chunk)
+    expected = [0.0] * sweep.CURVE_INTERVALS
+    for at, got, want in zip(x.tolist(), gradient.tolist(), derivative.tolist(), strict=True):
+        if -20 <= at < 20:
+            i = math.floor((at + 20) * 4)
+            expected[i] = max(expected[i], abs(got - want) / want)
+    assert found.tolist() == expected
+
+
 def test_a_tally_counts_faults() -> None:
     """A last bit that is wrong is a miss and 1 ulp; a flushed subnormal is a miss that stands apart."""
     exact = torch.tensor([0.75, 0.5, 1e-40], dtype=torch.float64)
@@ -201,35 +246,3 @@ def test_backward_reference_decides_ties() -> None:
     assert reference.correctly_rounded(exact, torch.bfloat16) < reference.correctly_rounded(
         (grad_out * out).double(), torch.bfloat16
     )
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    assert torch.get_num_threads() == threads
-
-
-@pytest.mark.usefixtures("one_thread", "fallback")
-def test_revive_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Gates that start at +8 have no gradient by nn.Sigmoid or Sigmoid() in bfloat16; with exact_grad they move."""
-    assert main(["revive", "--device", "cpu", "--steps", "12", "--seeds", "1", "--out", str(tmp_path)]) == 0
-    record = json.loads((tmp_path / "revive.json").read_text())
-    assert record["environment"]["torch_threads"] == 1
-    histories = {h["variant"]: h for h in record["histories"]}
-    assert list(histories) == [variant.name for variant in revive.VARIANTS]
-    for name in ("nn.Sigmoid", "Sigmoid()"):
-        assert histories[name]["first_gate_gradient"] == 0
-        assert set(histories[name]["gate_biases"]) == {8.0}
-    for name in ("Sigmoid(exact_grad=True)", "nn.Sigmoid, float32"):
-        assert histories[name]["first_gate_gradient"] > 0
-        assert histories[name]["gate_biases"][-1] < 8
-    assert "exact_grad=True" in capsys.readouterr().out
-    assert (tmp_path / "revive.png").stat().st_size > 10_000
-
-
-def test_the_variants_differ_in_nothing_else() -> None:
-    """The same seed gives every variant the same first loss, as σ(8) is 1 in bfloat16 by all of them."""
-    task = digits(CPU)
-    losses = [revive.train(variant, 3, task, 1).losses[0] for variant in revive.VARIANTS if variant.bfloat16]
-    assert len(set(losses)) == 1
