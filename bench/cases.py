@@ -20,6 +20,10 @@ DTYPES: dict[str, torch.dtype] = {
 }
 RECORDED_CALLS = Path(__file__).with_name("recorded_calls.json")
 
+# Sizes in order of worth, by their power of two: those of the report's short table, those between them, and after these
+# all that are not named. What time cuts off are the last.
+EXPONENTS = (26, 30, 24, 20, 16, 10, 0, 28, 22, 18, 14, 12)
+
 # Of these sizes the grid also holds an odd length and a misaligned view: one launch-bound, one that fits in a GPU's L2
 # cache, one that does not.
 UNEVEN_SIZES = (2**12, 2**20, 2**26)
@@ -147,10 +151,12 @@ def recorded() -> Iterator[Case]:
         )
 
 
-def fineness(n_elements: int) -> int:
-    """Of the power of two at or below: 0 for exponents 30, 26, 22, …; 1 for 28, 24, …; 2 for odd ones."""
-    below = 30 - (n_elements.bit_length() - 1)
-    return 0 if below % 4 == 0 else 1 if below % 2 == 0 else 2
+def importance(case: Case) -> tuple[int, int, str]:
+    """What sorts cases in order of worth: EXPONENTS, uneven lengths and addresses, the rest; all dtypes of a size."""
+    exponent = case.n_elements.bit_length() - 1
+    rank = EXPONENTS.index(exponent) if exponent in EXPONENTS else len(EXPONENTS)
+    group = 1 if case.kind in ("odd", "misaligned") else 2 if rank == len(EXPONENTS) else 0
+    return group, rank, case.label
 
 
 def size_label(n_elements: int) -> str:

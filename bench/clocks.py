@@ -126,13 +126,22 @@ class Replays:
             calls[0]()  # compiles and initialises what may not be done inside a capture
         graph = torch.cuda.CUDAGraph()
         results = []
-        # A collection could free a kernel of an earlier provider, and unloading it would end the capture.
-        with _without_gc(), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            for call in calls:
-                result = call()
-                if keep_results:
-                    results.append(result)
-                del result
+        try:
+            # The outer stream: after a capture that fails, torch.cuda.graph leaves the one it captured on.
+            # A collection could free a kernel of an earlier provider, and unloading it would end the capture.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                _without_gc(),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream),
+            ):
+                for call in calls:
+                    result = call()
+                    if keep_results:
+                        results.append(result)
+                    del result
+        except Exception:
+            self._pool = torch.cuda.graph_pool_handle()  # PyTorch refuses the old one: "already recording"
+            raise
         return graph
 
 

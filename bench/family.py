@@ -25,13 +25,13 @@ from bench.providers import COMPILED, Call, kernels_for_all_sizes
 from bench.results import COLD, FAMILY, WALL, Measurement, Results
 from sigmoid_op import dispatch
 
-# In order of worth. Of both together: what time leaves out are the last sizes of the last dtypes.
+# In order of worth, size before dtype: what time leaves out are the last sizes.
 DTYPE_NAMES = ("bfloat16", "float32", "float16")
 CUDA_SIZES = (2**26, 2**28, 2**24)
 CPU_SIZES = (2**18, 2**20)
 
-# torch.compile takes seconds a case, for three graphs: by default it is timed on CUDA, at this size.
-COMPILED_SIZE = 2**26
+# torch.compile takes seconds a case, for three graphs: by default it is timed on CUDA, at this dtype and size.
+COMPILED_BY_DEFAULT = (torch.bfloat16, 2**26)
 
 WALL_PASSES: tuple[Pass, ...] = ("forward", "forward+backward")
 
@@ -67,11 +67,11 @@ def run(args: argparse.Namespace) -> int:
     ]
     effort = QUICK_EFFORT if args.quick else EFFORT
 
-    def importance(case: FamilyCase) -> int:
-        return fitting.index(case.n_elements) + dtype_names.index(case.dtype_name)
+    def importance(case: FamilyCase) -> tuple[int, int]:
+        return fitting.index(case.n_elements), dtype_names.index(case.dtype_name)
 
     def measure_one(case: FamilyCase, share: float) -> Iterator[Measurement]:
-        by_default = device.type == "cuda" and case.n_elements == COMPILED_SIZE
+        by_default = device.type == "cuda" and (case.dtype, case.n_elements) == COMPILED_BY_DEFAULT
         compiles = by_default if args.compile is None else args.compile
         # Half of the share goes to verification and capture.
         affordable = min(effort.seconds, share / 2 / (len(WALL_PASSES) + len(PASSES)))

@@ -15,8 +15,12 @@ from pathlib import Path
 from bench.environment import ROOT
 
 PROCESSES = max(2, min(16, (os.cpu_count() or 2) - 2))
-# They compile the most kernels, and come first: none of them is left to run alone at the end.
-LONGEST = ("family_layouts", "family_gradients", "loss_accuracy", "losses", "family", "tiled")
+# They compile the most kernels, or run whole commands of the benchmark, and come first: none of them is left to run
+# alone at the end.
+LONGEST = (
+    "family_layouts", "family_gradients", "loss_accuracy", "gpu_programme", "family_bench", "bench", "losses", "family",
+    "family_subsystems", "tiled",
+)  # fmt: skip
 NO_TESTS_COLLECTED = 5  # pytest's exit code for a file in which no test is for a GPU
 POLL_SECONDS, WRITING_SECONDS = 0.1, 10.0
 

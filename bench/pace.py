@@ -15,6 +15,8 @@ from bench.environment import gpu
 from bench.providers import Call
 from bench.results import Measurement, Results
 
+LONGEST_REASON = 300  # characters: Inductor names its own error first, and what went wrong after it
+
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -86,7 +88,7 @@ def keep_what_works(make: Callable[[T], U], sources: Mapping[str, T], failures: 
         try:
             made[name] = make(source)
         except Exception as error:
-            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            failures[name] = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
     return made
 
 

@@ -10,10 +10,15 @@ from bench.providers import Provider
 from bench.reference import sigmoid64, ulp_error
 
 # In ulps of the dtype. They tell a sigmoid from a mistake, for every provider; the tests hold the library to less.
-# Forward: float32 allows for e^-x by way of 2^(-x·log2 e) with the product rounded once, 6 ulp at |x| = 6.
+# Forward: float32 allows for CUDA's expf, within 2 ulp, which are up to 4 of the result.
 # Backward: PyTorch rounds a 16-bit gradient three times, up to 3 ulp.
-FORWARD_ULPS = {torch.float16: 1.0, torch.bfloat16: 1.0, torch.float32: 8.0, torch.float64: 4.0}
+FORWARD_ULPS = {torch.float16: 1.0, torch.bfloat16: 1.0, torch.float32: 5.0, torch.float64: 4.0}
 BACKWARD_ULPS = {torch.float16: 4.0, torch.bfloat16: 4.0, torch.float32: 4.0, torch.float64: 4.0}
+
+# Triton's e^-x in float32: for |x| up to 6.3, beyond which no standard normal number of 2^30 is likely, the rounding of
+# x·log2 e costs 6.9 ulp of the result, and the approximations of 2^x and of the division, each within 2 ulp, up to 4
+# and 2 more. To be less accurate is no mistake.
+TRITON_EXP_ULPS = 13.0
 
 CHUNK = 2**24  # elements compared at once: float64 temporaries of 128 MiB each
 
@@ -33,8 +38,10 @@ def verify(provider: Provider, case: Case, device: torch.device) -> None:
         _compare(provider.forward(x), lambda a: a, (x,), 0.0, "copy of x")
         _compare(provider.backward(grad_out, inputs.out), torch.add, (grad_out, inputs.out), 1.0, "grad_out + out")
         return
+    less_accurate = provider.triton_exp and case.dtype == torch.float32
+    forward_bound = TRITON_EXP_ULPS if less_accurate else FORWARD_ULPS[case.dtype]
     for name, forward in (("kernel", provider.forward), ("call", provider.sigmoid)):
-        _compare(forward(x), sigmoid64, (x,), FORWARD_ULPS[case.dtype], f"forward {name}")
+        _compare(forward(x), sigmoid64, (x,), forward_bound, f"forward {name}")
     grad_in = provider.backward(grad_out, inputs.out)
     bound = BACKWARD_ULPS[case.dtype]
     _compare(grad_in, sigmoid_backward_float64, (grad_out, inputs.out), bound, "backward kernel")
@@ -42,7 +49,7 @@ def verify(provider: Provider, case: Case, device: torch.device) -> None:
     leaf = x.detach().requires_grad_()
     out = provider.sigmoid(leaf)
     (grad_in,) = torch.autograd.grad(out, leaf, grad_out)
-    _compare(out.detach(), sigmoid64, (x,), FORWARD_ULPS[case.dtype], "forward with grad")
+    _compare(out.detach(), sigmoid64, (x,), forward_bound, "forward with grad")
     _compare(grad_in, sigmoid_backward_float64, (grad_out, out.detach()), bound, "backward through autograd")
 
 

@@ -1,8 +1,8 @@
 """What stands behind the figures of python -m bench: its cases, its verification, its two clocks, its statistics."""
 
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from bench import cases, clocks, providers, runner
 from bench.cases import PASSES, Case, Layout
 from bench.clocks import Effort
+from bench.pace import keep_what_works
 from bench.providers import COPY, OURS, TORCH, NotCompiledError, Provider, assert_compiled
-from bench.reference import ulp_error
+from bench.reference import sigmoid64, ulp_error
 from bench.results import COLD, WALL, WARM, Measurement, Spread
 from bench.verify import WrongResultError, verify
 
@@ -72,6 +73,48 @@ def test_verification_sees_a_result_that_was_never_written() -> None:
     unwritten(case.inputs(CPU).x)
     with pytest.raises(WrongResultError, match="forward kernel"):
         verify(unwritten_forward, case, CPU)
+
+
+class InexactSigmoid(torch.autograd.Function):
+    """Off by 4.5 to 9 ulp; its gradient is right for the output it gave."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = (sigmoid64(x) * (1 + 4.5 * torch.finfo(x.dtype).eps)).to(x.dtype)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> Tensor:
+        (out,) = ctx.saved_tensors
+        return providers.pytorch().backward(grad_out, out)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "triton_exp", "allowed"),
+    [(torch.float32, True, True), (torch.float32, False, False), (torch.float64, True, False)],
+)
+def test_a_less_accurate_exponential_is_allowed_where_it_is_one(
+    dtype: torch.dtype, triton_exp: bool, allowed: bool
+) -> None:
+    """9 ulp are no mistake of a baseline with Triton's exponential, in float32 alone."""
+    sigmoid = InexactSigmoid.apply
+    inexact = Provider(sigmoid, providers.pytorch().backward, sigmoid, triton_exp=triton_exp)
+    with nullcontext() if allowed else pytest.raises(WrongResultError, match="forward kernel"):
+        verify(inexact, a_case(dtype=dtype), CPU)
+
+
+def test_the_reason_of_a_failure_is_told() -> None:
+    """Inductor's first line names only itself: what follows is kept, in one line of bounded length."""
+
+    def fail(message: str) -> None:
+        raise RuntimeError(message)
+
+    failures: dict[str, str] = {}
+    sources = {"short": "backend='inductor' raised:\nTritonError: no\n\n  ptxas", "long": "x\n" * 1000}
+    assert keep_what_works(fail, sources, failures) == {}
+    assert failures["short"] == "RuntimeError: backend='inductor' raised: TritonError: no ptxas"
+    assert len(failures["long"]) == 300
 
 
 def test_errors_are_counted_in_units_in_the_last_place() -> None:
@@ -201,3 +244,55 @@ def test_a_cold_replay_uses_each_operand_once_and_a_warm_one_the_same(monkeypatc
     replays.warm(call(7), 3)()
     assert called == [7] * 4
     assert cuda.log == ["replay", "record", "replay", "record", "synchronize"]
+
+
+def test_a_capture_that_fails_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in PyTorch, which then neither gives back the stream nor takes the memory pool again: ours mends both."""
+    CudaOnPaper(monkeypatch)
+    current, pools = ["the user's"], iter(range(10))
+
+    @contextmanager
+    def on(stream: str) -> Iterator[None]:
+        before, current[0] = current[0], stream
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    @contextmanager
+    def capture(graph: object, pool: int, stream: str) -> Iterator[None]:
+        current[0] = stream
+        yield
+        if pool == 0:
+            raise RuntimeError("the first pool fails")
+        current[0] = "the user's"
+
+    replacements: dict[str, Any] = {
+        "Stream": lambda device: "for captures",
+        "current_stream": lambda: current[0],
+        "stream": on,
+        "graph": capture,
+        "graph_pool_handle": lambda: next(pools),
+    }
+    for name, replacement in replacements.items():
+        monkeypatch.setattr(torch.cuda, name, replacement)
+    replays = clocks.Replays(CPU)
+    with pytest.raises(RuntimeError, match="the first pool fails"):
+        replays.cold([lambda: None])
+    assert current == ["the user's"]
+    replays.cold([lambda: None])
+    assert current == ["the user's"]
+
+
+@pytest.mark.gpu
+def test_after_a_capture_that_fails_the_next_one_is_timed() -> None:
+    """On CUDA, where reading a number back ends a capture: the stream is that of before, and a replay takes time."""
+    x = torch.ones(2**20, device="cuda")
+    stream = torch.cuda.current_stream()
+    replays = clocks.Replays(x.device)
+    calls: dict[str, Callable[[], object]] = {"reads": lambda: x.sum().item(), "adds": lambda: x + 1}
+    failures: dict[str, str] = {}
+    samplers = keep_what_works(lambda call: replays.cold([call]), calls, failures)
+    assert set(failures) == {"reads"}
+    assert torch.cuda.current_stream() == stream
+    assert samplers["adds"]() > 0
