@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
@@ -22,7 +23,7 @@ from bench.codegen import Facts
 from bench.environment import ROOT
 from bench.gpus import GPUS, Prediction
 from bench.verify import WrongResultError
-from sigmoid_op import dispatch
+from sigmoid_op import dispatch, enable
 
 COMMANDS = ("grid", "train", "codegen", "host", "ways_in", "accuracy", "proof", "revive", "tune")
 WITH_KERNELS = ("accuracy", "tune", "ways_in")
@@ -69,7 +70,14 @@ def shortest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ways_in, "EFFORT", Effort(seconds=0.0, min_rounds=3, max_rounds=3))
 
 
-@pytest.mark.usefixtures("shortest")
+@pytest.fixture
+def restorable_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process of its own. Here ``disable()`` sees the pool of Inductor, idle, and leaves the table as it is."""
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    enable().disable()
+
+
+@pytest.mark.usefixtures("shortest", "restorable_table")
 def test_ways_in_times_every_way(kernel_path: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both passes, all samples of each way; a table; thread and threshold are as they were."""
     before = torch.get_num_threads(), dispatch.MIN_ELEMENTS
@@ -88,7 +96,7 @@ def test_ways_in_times_every_way(kernel_path: Any, tmp_path: Path, capsys: pytes
     assert rows == ["forward", *ways_in.ways(), "forward+backward", *ways_in.ways()]
 
 
-@pytest.mark.usefixtures("shortest")
+@pytest.mark.usefixtures("shortest", "restorable_table")
 def test_ways_in_times_only_what_is_right_and_as_claimed(
     kernel_path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +119,7 @@ def test_ways_in_times_only_what_is_right_and_as_claimed(
 # In a process of its own, as nothing is compiled where TRITON_INTERPRET is set; two kernels in one dtype are enough.
 CODEGEN = """
 import sys
+import threading
 from bench import codegen
 from bench.__main__ import main
 from sigmoid_op.kernels import catalogue
