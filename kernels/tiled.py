@@ -161,10 +161,10 @@ def arguments(
     """Those of :func:`tiled_kernel`, with new tensors for its sums."""
     dtype = torch.float64 if torch.float64 in [x.dtype for x in inputs] else torch.float32
     sums = tuple([inputs[0].new_empty(tiles.shape_of_sums, dtype=dtype) for _ in range(summed)])
-    strides = tiles.strides[len(outputs) :]
+    first, rest = tiles.strides[: len(outputs)], tiles.strides[len(outputs) :]
     # An output has no None: it is not broadcast, and Triton 3.6 cannot take the ``len`` of a tuple that has one within.
-    of_outputs = tuple([(x, *tiles.strides[i]) for i, x in enumerate(outputs)])
-    of_inputs = tuple([(x, b, r or None, c or None) for x, (b, r, c) in zip(inputs, strides, strict=True)])
+    of_outputs = tuple([(x, *steps) for x, steps in zip(outputs, first, strict=True)])
+    of_inputs = tuple([(x, b, r or None, c or None) for x, (b, r, c) in zip(inputs, rest, strict=True)])
     return (
         scalars, of_inputs, of_outputs, sums, tiles.sizes, formula, constants, axis, tiles.rows, tiles.columns
     )  # fmt: skip

@@ -62,7 +62,7 @@ def convert(model: nn.Module) -> Report:
 def revert(model: nn.Module) -> Report:
     """Undo :func:`convert`: make every ``Sigmoid`` that it could have made an ``nn.Sigmoid`` again, and so on.
 
-    Those that were ours from the start are not told apart from converted ones, and lose their ``exact_grad``.
+    Those that were ours from the start are not told apart from converted ones; nn.Sigmoid heeds no ``exact_grad``.
     """
     return _replace(model, {ours: theirs for theirs, ours in MODULES.items()})
 

@@ -33,7 +33,7 @@ def _min_elements() -> int:
 
 
 # Smaller tensors go to torch.sigmoid, whose launch costs less host time; it saves the same tensor for backward.
-# Not measured yet: 2^23 elements take an H200's memory 7 us or more, which our launch on the host should not.
+# Not measured yet: 2^23 elements take an H200's memory 7 us or more, longer than our launch should take the host.
 MIN_ELEMENTS: int = 0 if INTERPRETED else _min_elements()
 
 # Asked before anything else of a tensor: of a subclass, any question is a call that its ``__torch_function__`` sees.
@@ -125,7 +125,7 @@ def _called_eagerly(x: Tensor) -> bool:
 
 
 def _is_watched_by_mode() -> bool:
-    """By another than the one that ``torch.set_default_device`` enters, which is about new tensors only."""
+    """Whether a torch-function mode is on, other than that of ``torch.set_default_device``: it is about new tensors."""
     modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return any(type(mode) is not DeviceContext for mode in modes)
 
