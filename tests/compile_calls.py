@@ -16,7 +16,7 @@ from sigmoid_op.kernels import pointwise, tiled
 from sigmoid_op.kernels.codegen import TARGETS, compiling_for
 from sigmoid_op.kernels.prepared import NUM_WARPS
 from tests.losses import LOSSES, REDUCTIONS
-from tests.members import MEMBERS, Op
+from tests.members import MEMBERS
 
 DTYPE = torch.bfloat16
 compiled: set[str] = set()
@@ -28,8 +28,7 @@ def compile_only(kernel: Any, grid: tuple[int, int, int], args: tuple[Any, ...],
     compiled.add(key[0].__name__)
 
 
-def differentiate(op: Op, *operands: Tensor) -> None:
-    out = op(*[operand.requires_grad_() for operand in operands])
+def differentiate(out: Tensor) -> None:
     out.backward(torch.ones_like(out))
 
 
@@ -42,22 +41,19 @@ def call_sigmoid() -> None:
             sigmoid(leaf, exact_grad=exact_grad).sum().backward()
             out = sigmoid(leaf, exact_grad=exact_grad)
             (grad_in,) = torch.autograd.grad(out, leaf, torch.ones_like(out), create_graph=True)
-            grad_in.backward(torch.ones_like(grad_in))
+            differentiate(grad_in)
 
 
 def call_family() -> None:
     for member in MEMBERS:
         for variant in member.shapes:
-            differentiate(member.ours, *member.operands(variant, DTYPE, "cpu"))
-    differentiate(logsigmoid, torch.zeros(64, dtype=DTYPE))
+            operands = member.operands(variant, DTYPE, "cpu")
+            differentiate(member.ours(*[operand.requires_grad_() for operand in operands]))
+    differentiate(logsigmoid(torch.zeros(64, dtype=DTYPE, requires_grad=True)))
     for loss in LOSSES:
         for reduction in REDUCTIONS:
-            target = torch.ones(3, 5)
-
-            def reduced(x: Tensor, loss: Any = loss, target: Tensor = target, reduction: str = reduction) -> Tensor:
-                return loss.ours(x, target, reduction=reduction, **loss.options)  # type: ignore[no-any-return]
-
-            differentiate(reduced, torch.zeros(3, 5, dtype=DTYPE))
+            logits = torch.zeros(3, 5, dtype=DTYPE, requires_grad=True)
+            differentiate(loss.ours(logits, torch.ones(3, 5), reduction=reduction, **loss.options))
 
 
 def main() -> None:

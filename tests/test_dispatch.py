@@ -217,6 +217,12 @@ def test_inference_mode(path: Path) -> None:
         assert sigmoid_(x).tolist() == [0.5, 0.5, 0.5]
 
 
+def _run(code: str, **environment: str) -> None:
+    """In a process of its own, where kernels are compiled and warnings are errors."""
+    command, environment = [sys.executable, "-W", "error", "-c", code], compiling_environment() | environment
+    subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+
+
 def test_import_needs_no_triton() -> None:
     """``import sigmoid_op`` and a call on the CPU do not import Triton."""
     code = (
@@ -226,7 +232,7 @@ def test_import_needs_no_triton() -> None:
         "sigmoid_op.SigmoidFunction.apply(x).sum().backward()\n"
         "assert 'triton' not in sys.modules, 'Triton was imported'\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=compiling_environment())
+    _run(code)
 
 
 def test_works_where_triton_is_missing() -> None:
@@ -241,23 +247,20 @@ def test_works_where_triton_is_missing() -> None:
         "x = torch.randn(5)\n"
         "assert torch.equal(sigmoid_op.sigmoid(x), torch.sigmoid(x))\n"
     )
-    environment = {**compiling_environment(), "TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment)
+    _run(code, TRITON_INTERPRET="1")
 
 
 def test_threshold_can_be_set_from_outside() -> None:
     """SIGMOID_OP_MIN_ELEMENTS overrides the threshold."""
     code = "from sigmoid_op import dispatch; assert dispatch.MIN_ELEMENTS == 12345"
-    environment = {**compiling_environment(), "SIGMOID_OP_MIN_ELEMENTS": "12345"}
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment)
+    _run(code, SIGMOID_OP_MIN_ELEMENTS="12345")
 
 
 def test_a_threshold_that_is_no_number_is_refused() -> None:
     """SIGMOID_OP_MIN_ELEMENTS is named in the error."""
-    environment = {**compiling_environment(), "SIGMOID_OP_MIN_ELEMENTS": "2^20"}
-    command = [sys.executable, "-c", "import sigmoid_op"]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "ValueError: SIGMOID_OP_MIN_ELEMENTS must be a number of elements, got '2^20'" in process.stderr
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        _run("import sigmoid_op", SIGMOID_OP_MIN_ELEMENTS="2^20")
+    assert "ValueError: SIGMOID_OP_MIN_ELEMENTS must be a number of elements, got '2^20'" in error.value.stderr
 
 
 @pytest.mark.parametrize(("cuda", "hip"), [("13.0", None), (None, "7.0")])
@@ -269,7 +272,7 @@ def test_kernels_are_for_cuda(cuda: str | None, hip: str | None) -> None:
         "from sigmoid_op import dispatch\n"
         f"assert dispatch.AVAILABLE == {cuda is not None}\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=compiling_environment())
+    _run(code)
 
 
 def test_works_without_the_table_of_torchscript() -> None:
@@ -280,7 +283,7 @@ def test_works_without_the_table_of_torchscript() -> None:
         "import sigmoid_op\n"
         "assert sigmoid_op.sigmoid(torch.zeros(1)).item() == 0.5\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=compiling_environment())
+    _run(code)
 
 
 def test_kernels_folder_is_not_a_package_of_its_own() -> None:
