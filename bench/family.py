@@ -18,11 +18,12 @@ from bench.cases import DTYPES, PASSES, Pass, size_label
 from bench.clocks import Effort, Sampler
 from bench.environment import environment, free_bytes
 from bench.family_calls import FamilyCase, providers, verify
-from bench.members import LEAST_ELEMENTS, MEMBERS, Op
+from bench.members import LEAST_ELEMENTS, MEMBERS
 from bench.options import choose_device, output_folder
 from bench.pace import keep_what_works, sample_wall_time
 from bench.providers import COMPILED, Call, kernels_for_all_sizes
 from bench.results import COLD, FAMILY, WALL, Measurement, Results
+from bench.rivals import Op
 from sigmoid_op import dispatch
 
 # In order of worth, size before dtype: what time leaves out are the last sizes.

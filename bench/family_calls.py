@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from bench.cases import PASSES, Pass, size_label
-from bench.members import Member, Op
+from bench.members import Member
 from bench.providers import COMPILED, OURS, TORCH, Call, assert_compiled
+from bench.rivals import Op
 from bench.verify import WrongResultError
 
 # The gradient of a mean is 1/n an element, 0 in float16 at 2^26 elements: the loss is scaled, as torch.amp does it. By

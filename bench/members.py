@@ -1,14 +1,15 @@
 """The family: for each op what is timed, on which inputs, against what, and the bytes that must move. One row each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench import rivals
 from bench.cases import Pass
+from bench.rivals import Op, Rivals
 from sigmoid_op.family.bce import binary_cross_entropy_with_logits
 from sigmoid_op.family.focal import sigmoid_focal_loss, torchvision_focal_loss
 from sigmoid_op.family.gate import sigmoid_gate
@@ -17,7 +18,6 @@ from sigmoid_op.family.logsigmoid import logsigmoid
 from sigmoid_op.family.silu import silu
 from sigmoid_op.family.swiglu import swiglu
 
-Op = Callable[..., Tensor]
 Operands = tuple[Tensor, ...]
 
 # Realistic last dimensions: 4096 features of a transformer, 1024 classes, and images of 256 channels of 32 x 32.
@@ -41,8 +41,8 @@ class Member:
     """One op on one kind of input.
 
     ``inputs`` makes operands for a number of elements, of which the first ``n_gradients`` are differentiated. ``goal``:
-    how many times as fast as eager PyTorch forward and backward together are to be. ``rivals``: by the name of a
-    package, how to get its form of the op where it is installed.
+    how many times as fast as eager PyTorch forward and backward together are to be. ``rivals``: other packages'
+    forms of the op.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Member:
     traffic: Traffic
     eager_traffic: Traffic
     goal: float | None = None
-    rivals: Mapping[str, Callable[[], Op]] = field(default_factory=lambda: MappingProxyType({}))
+    rivals: Rivals = field(default_factory=dict)
 
 
 def _randn(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -126,22 +126,6 @@ def _eager_bce(logits: Tensor, target: Tensor, pos_weight: Tensor | None = None)
     return F.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight)
 
 
-def _liger_swiglu() -> Op:
-    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
-
-    op: Op = LigerSiLUMulFunction.apply
-    return op
-
-
-def _flag_gems_swiglu() -> Op:
-    from flag_gems.fused import silu_and_mul
-
-    op: Op = silu_and_mul
-    return op
-
-
-_SWIGLU_RIVALS = MappingProxyType({"liger_kernel": _liger_swiglu, "flag_gems": _flag_gems_swiglu})
-
 # The eager traffic is that of the operators PyTorch 2.11 to 2.13 run, as torch.profiler lists them, each of which reads
 # its operands and writes its result. For the cross-entropy with logits forward: log_sigmoid 2, a tensor of ones 1,
 # sub_ 3, mul_ 3, sub_ 3, mean 1; backward: sigmoid 2, sub_ 3, mul_ 2, div_ 2.
@@ -151,14 +135,16 @@ MEMBERS: tuple[Member, ...] = (
            Traffic(2, 3), Traffic(2, 6), goal=1.6),
     Member("sigmoid_gate, SE channels_last", "sigmoid_gate", _channels_last, 2, sigmoid_gate, _eager_gate,
            Traffic(2, 3), Traffic(2, 6), goal=1.6),
-    Member("silu", "silu", _one, 1, silu, F.silu, Traffic(2, 3), Traffic(2, 3)),
+    Member("silu", "silu", _one, 1, silu, F.silu, Traffic(2, 3), Traffic(2, 3),
+           rivals=rivals.SILU),
     Member("swiglu", "swiglu", _two, 2, swiglu, _eager_swiglu, Traffic(3, 5), Traffic(5, 9), goal=1.6,
-           rivals=_SWIGLU_RIVALS),
+           rivals=rivals.SWIGLU),
     Member("swiglu, packed", "swiglu", _packed, 1, swiglu, _eager_packed_swiglu, Traffic(3, 5), Traffic(5, 13),
            goal=1.6),
-    Member("glu", "glu", _packed, 1, glu, F.glu, Traffic(3, 5), Traffic(3, 5)),
+    Member("glu", "glu", _packed, 1, glu, F.glu, Traffic(3, 5), Traffic(3, 5),
+           rivals=rivals.GLU),
     Member("glu, dim=1", "glu", _packed_channels, 1, lambda x: glu(x, 1), lambda x: F.glu(x, 1),
-           Traffic(3, 5), Traffic(3, 5)),
+           Traffic(3, 5), Traffic(3, 5), rivals=rivals.GLU_OF_CHANNELS),
     Member("logsigmoid", "logsigmoid", _one, 1, logsigmoid, F.logsigmoid, Traffic(2, 3), Traffic(2, 3)),
     Member("bce_with_logits", "binary_cross_entropy_with_logits", _logits_and_labels, 1, _bce, _eager_bce,
            Traffic(2, 3), Traffic(13, 9), goal=4.0),

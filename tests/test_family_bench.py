@@ -1,9 +1,12 @@
 """python -m bench --ops: every op of the family is compared with float64, timed, and judged by its goal."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +137,46 @@ def test_verification_tells_rounding_from_a_mistake(member: Member, dtype: torch
 
     with pytest.raises(WrongResultError, match="eps from float64"):
         verify(off, case, CPU)
+
+
+def _stand_ins() -> dict[str, ModuleType]:
+    """The functions of Liger-Kernel and FlagGems that are timed, with the signatures they have there, by PyTorch."""
+
+    def silu_backward(grad_output: Tensor, self: Tensor) -> Tensor:
+        grad_input: Tensor = torch.ops.aten.silu_backward(grad_output, self)
+        return grad_input
+
+    def glu(self: Tensor, dim: int = -1) -> Tensor:
+        return F.glu(self, dim)
+
+    def glu_backward(grad_output: Tensor, self: Tensor, dim: int = -1) -> Tensor:
+        grad_input: Tensor = torch.ops.aten.glu_backward(grad_output, self, dim)
+        return grad_input
+
+    def silu_and_mul(a: Tensor, b: Tensor) -> Tensor:
+        return F.silu(a) * b
+
+    liger = SimpleNamespace(apply=lambda a, b, gate_multiplier=1.0, down_multiplier=1.0: F.silu(a) * b)
+    contents: dict[str, dict[str, Any]] = {
+        "liger_kernel": {},
+        "liger_kernel.ops": {},
+        "liger_kernel.ops.swiglu": {"LigerSiLUMulFunction": liger},
+        "flag_gems": {"silu": F.silu, "silu_backward": silu_backward, "glu": glu, "glu_backward": glu_backward},
+        "flag_gems.fused": {"silu_and_mul": silu_and_mul},
+    }
+    modules = {name: ModuleType(name) for name in contents}
+    for name, functions in contents.items():
+        vars(modules[name]).update(functions)
+    return modules
+
+
+@pytest.mark.parametrize("member", [m for m in MEMBERS if m.rivals], ids=lambda member: member.name)
+def test_forms_of_other_packages_are_the_op(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed as theirs gives the op's result and gradients: functions and arguments are put together rightly."""
+    for name, module in _stand_ins().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    for make in member.rivals.values():
+        verify(make(), FamilyCase(member, torch.float32, LEAST_ELEMENTS), CPU)
 
 
 def test_device_time_is_that_of_every_pass(fallback: object, monkeypatch: pytest.MonkeyPatch) -> None:
