@@ -132,6 +132,7 @@ FAMILY: tuple[Kernel | TiledKernel, ...] = (
     Kernel("silu backward", gate_formulas.silu_backward, scalars=0, inputs=2, outputs=1),
     Kernel("gate", gate_formulas.sigmoid_gate, scalars=0, inputs=2, outputs=1),
     Kernel("gate backward", gate_formulas.sigmoid_gate_backward, scalars=0, inputs=3, outputs=2),
+    Kernel("gate backward to gate", gate_formulas.sigmoid_gate_backward_to_gate, scalars=0, inputs=3, outputs=1),
     Kernel("swiglu", gate_formulas.swiglu, scalars=0, inputs=2, outputs=1),
     Kernel("swiglu backward", gate_formulas.swiglu_backward, scalars=0, inputs=3, outputs=2),
     Kernel("logsigmoid", loss_formulas.logsigmoid, scalars=0, inputs=1, outputs=1),

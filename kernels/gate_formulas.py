@@ -41,6 +41,12 @@ def sigmoid_gate_backward(args):
 
 
 @triton.jit
+def sigmoid_gate_backward_to_gate(args):
+    """grad_gate alone, for an x that needs no gradient"""
+    return (sigmoid_gate_backward(args)[1],)
+
+
+@triton.jit
 def silu(args):
     """out = x · σ(x)"""
     (x,) = args

@@ -17,28 +17,31 @@ def sigmoid_gate_forward(x: Tensor, gate: Tensor) -> Tensor | None:
     return _result(gate_formulas.sigmoid_gate, x, gate.expand_as(x))
 
 
-def sigmoid_gate_backward(grad_out: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor] | None:
+def sigmoid_gate_backward(grad_out: Tensor, x: Tensor, gate: Tensor, *, to_x: bool) -> tuple[Tensor, ...] | None:
     """grad_x = grad_out · σ(gate), and grad_gate = grad_out · x · σ'(gate), summed where ``gate`` was broadcast.
 
-    Moves 5 bytes per byte of ``x``, 3 where ``gate`` is small. The sums are accumulated in float32, or float64, in one
-    order for all runs: each tile's in the kernel, and those of the tiles by PyTorch.
+    Moves 5 bytes per byte of ``x``, 3 where ``gate`` is small; one less without ``to_x``, which leaves grad_x out. The
+    sums are accumulated in float32, or float64, in one order for all runs: each tile's in the kernel, and those of the
+    tiles by PyTorch.
     """
-    grad_x = torch.empty_like(x)
+    formula = gate_formulas.sigmoid_gate_backward if to_x else gate_formulas.sigmoid_gate_backward_to_gate
+    grad_x = (torch.empty_like(x),) if to_x else ()
     if gate.shape == x.shape:
         grad_gate = torch.empty_like(gate)
-        written = write_gradient(gate_formulas.sigmoid_gate_backward, grad_out, (x, gate), (grad_x, grad_gate))
-        return (grad_x, grad_gate) if written else None
-    wide = gate.contiguous().expand_as(x)
-    layout = frame_of(grad_x, grad_out, x, wide)
-    if layout is None:
-        grad_out = in_order_of(x, grad_out)
-        layout = frame_of(grad_x, grad_out, x, wide)
-    axis = None if layout is None else _summed_axis(layout)
-    if layout is None or axis is None:
-        return None
-    inputs = (grad_out, x, wide)
-    (sums,) = launch_tiled(gate_formulas.sigmoid_gate_backward, (), inputs, (grad_x,), layout, summed=1, axis=axis)
-    return grad_x, _sum_to(gate, sums, layout, axis)
+        if not write_gradient(formula, grad_out, (x, gate), (*grad_x, grad_gate)):
+            return None
+    else:
+        wide = gate.contiguous().expand_as(x)
+        layout = frame_of(*grad_x, grad_out, x, wide)
+        if layout is None:
+            grad_out = in_order_of(x, grad_out)
+            layout = frame_of(*grad_x, grad_out, x, wide)
+        axis = None if layout is None else _summed_axis(layout)
+        if layout is None or axis is None:
+            return None
+        (sums,) = launch_tiled(formula, (), (grad_out, x, wide), grad_x, layout, summed=1, axis=axis)
+        grad_gate = _sum_to(gate, sums, layout, axis)
+    return *grad_x, grad_gate
 
 
 def _summed_axis(layout: Frame) -> int | None:

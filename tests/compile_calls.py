@@ -45,10 +45,13 @@ def call_sigmoid() -> None:
 
 
 def call_family() -> None:
+    """Every operand differentiated, and of two the second alone."""
     for member in MEMBERS:
         for variant in member.shapes:
-            operands = member.operands(variant, DTYPE, "cpu")
-            differentiate(member.ours(*[operand.requires_grad_() for operand in operands]))
+            operands = [operand.requires_grad_() for operand in member.operands(variant, DTYPE, "cpu")]
+            differentiate(member.ours(*operands))
+            if len(operands) == 2:
+                differentiate(member.ours(operands[0].detach(), operands[1]))
     differentiate(logsigmoid(torch.zeros(64, dtype=DTYPE, requires_grad=True)))
     for loss in LOSSES:
         for reduction in REDUCTIONS:

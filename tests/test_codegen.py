@@ -56,6 +56,8 @@ FAMILY_BUDGETS: dict[str, tuple[float, float]] = {
     "gate, float32": (26.32, 1),
     "gate backward, bfloat16": (20.44, 2),
     "gate backward, float32": (34.25, 1),
+    "gate backward to gate, bfloat16": (19.63, 2),
+    "gate backward to gate, float32": (33.82, 1),
     "swiglu, bfloat16": (12.32, 2),
     "swiglu, float32": (27.32, 1),
     "swiglu backward, bfloat16": (23.44, 2),

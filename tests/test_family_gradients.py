@@ -135,6 +135,14 @@ def test_a_frozen_gate_is_all_that_is_kept(
     assert launches == [member.kernels[0], member.kernels[0]]
 
 
+@pytest.mark.parametrize("variant", ["matrix", "per feature"])
+def test_the_gradient_of_a_frozen_x_is_not_computed(kernel_path: Path, launches: list[str], variant: str) -> None:
+    """Where only the gate is trained, backward writes its gradient and nothing else."""
+    x, gate = SIGMOID_GATE.operands(variant, torch.float32, kernel_path.device)
+    sigmoid_gate(x, gate.requires_grad_()).sum().backward()
+    assert launches == ["sigmoid_gate", "sigmoid_gate_backward_to_gate"]
+
+
 @every_member
 def test_a_graph_is_used_again(path: Path, member: Member) -> None:
     """Gradients accumulate over two backward passes of a graph, which refuses a third; create_graph changes none."""

@@ -1,5 +1,6 @@
 """``sigmoid_gate``: x · σ(gate), as in gated units and squeeze-and-excitation blocks."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def gradients(grad_out: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor
 
 
 class SigmoidGateFunction(Function):
-    """x · σ(gate) with both gradients in one pass.
+    """x · σ(gate) with both gradients in one pass, or the one that is needed.
 
     Saved for backward: ``gate``, and not σ(gate); ``x``, unless ``gate`` needs no gradient.
     """
@@ -35,14 +36,15 @@ class SigmoidGateFunction(Function):
         return fused.forward(sigmoid_gate_forward, _op, x, gate)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor | None]:
         from sigmoid_op.kernels.gates import sigmoid_gate_backward, sigmoid_gate_forward
 
         x, gate = ctx.saved_tensors
         if x is None:  # grad_x = grad_out · σ(gate)
             return fused.backward(sigmoid_gate_forward, _op, grad_out, gate), None
-        grad_x, grad_gate = fused.backward(sigmoid_gate_backward, gradients, grad_out, x, gate)
-        return grad_x, grad_gate
+        kernel = partial(sigmoid_gate_backward, to_x=ctx.needs_input_grad[0])
+        *grad_x, grad_gate = fused.backward(kernel, gradients, grad_out, x, gate)
+        return grad_x[0] if grad_x else None, grad_gate
 
 
 def sigmoid_gate(x: Tensor, gate: Tensor) -> Tensor:
