@@ -18,8 +18,9 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, exact_grad: bool = Fals
 
     .. math:: \text{out} = \sigma(\text{input}) = \frac{1}{1 + e^{-\text{input}}}
 
-    A large dense CUDA tensor of float16, bfloat16, float32 or float64 takes a fused Triton kernel; everything else,
-    and every call with ``out=``, goes to ``torch.sigmoid``.
+    A dense CUDA tensor of float16, bfloat16, float32 or float64 with 2^23 elements or more (or as many as the
+    environment variable SIGMOID_OP_MIN_ELEMENTS says) takes a fused Triton kernel; everything else, and every call with
+    ``out=``, goes to ``torch.sigmoid``.
 
     Args:
         input: a tensor of any shape, dtype, layout and device that ``torch.sigmoid`` takes.
@@ -29,6 +30,7 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, exact_grad: bool = Fals
             exact one is within 2 ulp (16-bit) or 3 ulp (float32) wherever the true value is a normal number. Want it
             for gates that may saturate and must be able to open again, in bfloat16 above all. It costs the writing of
             a second tensor in forward; and its memory until backward, where something downstream keeps the result too.
+            A TorchScript program, traced or scripted, has PyTorch's gradient.
 
     Returns:
         a tensor of the shape, strides, dtype and device that ``torch.sigmoid`` would give it.
@@ -53,7 +55,7 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, exact_grad: bool = Fals
 
 @torch.fx.wrap  # a symbolic trace keeps the call, which it could not see into
 def _sigmoid_with_exact_grad(input: Tensor) -> Tensor:
-    if isinstance(input, Tensor) and _watched_by_autograd(input):
+    if isinstance(input, Tensor) and _watched_by_autograd(input) and not torch.jit.is_tracing():
         return exact_sigmoid(input)
     return sigmoid(input)
 
@@ -110,7 +112,7 @@ def _watched_by_autograd(x: Tensor) -> bool:
 
 
 # TorchScript cannot compile a function with keyword-only defaults; its (private) table tells it which operators these
-# stand for. A PyTorch without the table could not script them, and do all else.
+# stand for. Without that table scripting fails, and everything else works.
 with contextlib.suppress(ImportError):
     from torch.jit._builtins import _register_builtin
 

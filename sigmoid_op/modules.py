@@ -1,5 +1,6 @@
 """``Sigmoid``: the module form of :func:`sigmoid_op.sigmoid`."""
 
+import torch
 from torch import Tensor, nn
 
 from sigmoid_op.functional import sigmoid
@@ -21,7 +22,7 @@ class Sigmoid(nn.Sigmoid):
         - Output: that of the input
     """
 
-    __constants__ = ("exact_grad",)  # TorchScript leaves out the branch not taken
+    __constants__ = ("exact_grad",)  # TorchScript, which knows no such gradient, leaves out that branch
     exact_grad: bool = False  # on the class too, for modules that were made as nn.Sigmoid
 
     def __init__(self, exact_grad: bool = False) -> None:
@@ -29,7 +30,7 @@ class Sigmoid(nn.Sigmoid):
         self.exact_grad = exact_grad
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.exact_grad:
+        if self.exact_grad and not torch.jit.is_scripting():
             return sigmoid(input, exact_grad=True)
         return sigmoid(input)
 

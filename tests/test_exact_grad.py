@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -227,6 +228,20 @@ def test_module_keeps_the_choice(path: Path) -> None:
         x = torch.full((2,), 9.0, dtype=torch.bfloat16, device=path.device, requires_grad=True)
         (gradient,) = torch.autograd.grad(twin(x).sum(), x)
         assert (gradient > 0).all()
+
+
+def test_torchscript_has_the_result_and_pytorchs_gradient(path: Path) -> None:
+    """A scripted and a traced Sigmoid(exact_grad=True) compute σ; their gradient is that of torch.sigmoid."""
+    module = Sigmoid(exact_grad=True)
+    x = torch.tensor([-2.0, 0.5, 3.0], device=path.device, requires_grad=True)
+    want = torch.autograd.grad(torch.sigmoid(x).sum(), x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
+        programs = (torch.jit.script(module), torch.jit.trace(module, x))
+    for program in programs:
+        torch.testing.assert_close(program(x), torch.sigmoid(x))
+        torch.testing.assert_close(torch.autograd.grad(program(x).sum(), x), want)
+        assert "aten::sigmoid" in str(program.inlined_graph)
 
 
 def test_gradient_in_another_layout(path: Path) -> None:
