@@ -115,7 +115,7 @@ class SigmoidBackwardFunction(GradientFunction):
 
 def sigmoid_gradient(grad_out: Tensor, out: Tensor) -> Tensor:
     """grad_out · out · (1 - out) by PyTorch's operator; for 16-bit dtypes in float32, rounded once."""
-    if out.dtype in (torch.float16, torch.bfloat16):
+    if out.dtype in dispatch.HALF_DTYPES:
         grad_in: Tensor = _sigmoid_backward(grad_out.float(), out.float()).to(out.dtype)
     else:
         grad_in = _sigmoid_backward(grad_out, out)

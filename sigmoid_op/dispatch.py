@@ -39,7 +39,8 @@ MIN_ELEMENTS: int = 0 if INTERPRETED else _min_elements()
 # Asked before anything else of a tensor: of a subclass, any question is a call that its ``__torch_function__`` sees.
 TENSOR_TYPES: frozenset[type[Tensor]] = frozenset({Tensor, Parameter})
 
-KERNEL_DTYPES: frozenset[torch.dtype] = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+HALF_DTYPES: frozenset[torch.dtype] = frozenset({torch.float16, torch.bfloat16})
+KERNEL_DTYPES: frozenset[torch.dtype] = HALF_DTYPES | {torch.float32, torch.float64}
 
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _is_tracing = torch._C._is_tracing

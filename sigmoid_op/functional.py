@@ -55,7 +55,8 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, exact_grad: bool = Fals
 
 @torch.fx.wrap  # a symbolic trace keeps the call, which it could not see into
 def _sigmoid_with_exact_grad(input: Tensor) -> Tensor:
-    if isinstance(input, Tensor) and _watched_by_autograd(input) and not torch.jit.is_tracing():
+    tracing = torch.jit.is_tracing()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    if isinstance(input, Tensor) and _watched_by_autograd(input) and not tracing:
         return exact_sigmoid(input)
     return sigmoid(input)
 

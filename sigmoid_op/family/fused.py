@@ -15,8 +15,6 @@ from torch import Tensor
 
 from sigmoid_op import dispatch
 
-HALF_DTYPES = (torch.float16, torch.bfloat16)
-
 
 def forward(kernel: Callable[..., Tensor | None], op: Callable[..., Tensor], *operands: Tensor | None) -> Tensor:
     """The result, by PyTorch's form of the op where the kernel does not serve."""
@@ -44,7 +42,7 @@ def backward(
 
 
 def _widen(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in HALF_DTYPES else x
+    return x.float() if x.dtype in dispatch.HALF_DTYPES else x
 
 
 def both_sides(x: Tensor) -> tuple[Tensor, Tensor]:

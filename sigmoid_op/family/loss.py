@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_op import dispatch
-from sigmoid_op.family.fused import HALF_DTYPES, broadcasts_to
+from sigmoid_op.family.fused import broadcasts_to
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -26,7 +26,7 @@ def fuses(input: Tensor, target: Tensor, *weights: Tensor | None) -> bool:
 
 def result_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """``dtype``, or float32 in place of 16 bits under autocast, which has PyTorch compute losses in float32."""
-    return torch.float32 if dtype in HALF_DTYPES and torch.is_autocast_enabled(device.type) else dtype
+    return torch.float32 if dtype in dispatch.HALF_DTYPES and torch.is_autocast_enabled(device.type) else dtype
 
 
 def of_each(grad_out: Tensor, input: Tensor, reduction: str) -> Tensor:
