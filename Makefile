@@ -1,6 +1,7 @@
 # Two commands: `make bench` measures, `make test` checks. Each makes what it needs: a virtual environment in .venv.
-# `make gpu` runs the whole GPU programme with the PyTorch that the machine already has.
+# `make gpu` runs the whole GPU programme with the PyTorch that the machine already has, that of GPU_PYTHON.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+GPU_PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -16,7 +17,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 gpu:
-	python3 -m bench gpu $(ARGS)
+	$(GPU_PYTHON) -m bench gpu $(ARGS)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.cases import dtype_name
 from bench.reference import backward64, correctly_rounded, derivative64, every_16bit, sigmoid64, ulp_error
 
 EX2_ULPS = 2  # PTX ISA, 9.7.3.21, ex2: "maximum ulp error is 2 ulp from correctly rounded result"
@@ -47,7 +48,7 @@ def bound(dtype: torch.dtype) -> Bound:
     for t in possible_results(-x.abs()):
         gradient = correctly_rounded(backward64(torch.ones_like(t), t), dtype)  # t·(1 - t)
         gradient_max_ulp = max(gradient_max_ulp, float(ulp_error(gradient, derivative)[normal].max()))
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     return Bound(name, x.numel(), int(certain.sum()), max_ulp, gradient_max_ulp)
 
 

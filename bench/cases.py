@@ -89,7 +89,7 @@ class Case:
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return dtype_name(self.dtype)
 
     def bytes_moved(self, pass_: Pass) -> int:
         """Bytes that must move: forward reads x and writes out; backward reads grad_out and out and writes grad_in."""
@@ -157,6 +157,11 @@ def importance(case: Case) -> tuple[int, int, str]:
     rank = EXPONENTS.index(exponent) if exponent in EXPONENTS else len(EXPONENTS)
     group = 1 if case.kind in ("odd", "misaligned") else 2 if rank == len(EXPONENTS) else 0
     return group, rank, case.label
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As in ``DTYPES``: without "torch."."""
+    return str(dtype).removeprefix("torch.")
 
 
 def size_label(n_elements: int) -> str:

@@ -17,9 +17,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench.cases import dtype_name
 from bench.environment import environment
 from bench.gpus import GPUS, MULTIPROCESSORS, Prediction
 from bench.options import add_out, output_folder
+from bench.report import output_console
 from bench.results import write
 
 if TYPE_CHECKING:  # Triton itself is imported by ``run``, so that the other commands do without it
@@ -67,7 +69,7 @@ def collect(kernel: "Kernel | TiledKernel", dtype: torch.dtype, target: str, ali
 
     compiled = compile_kernel(kernel, dtype, TARGETS[target])
     bytes_per_element = kernel.bytes_per_element(dtype)
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     if TARGETS[target].backend != "cuda":
         loads, stores = amd_access_bits(compiled, "load"), amd_access_bits(compiled, "store")
         shared = compiled.metadata.shared
@@ -176,7 +178,7 @@ def draw(rows: list[Facts]) -> Figure:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", action="append", help="sm_90, gfx942, ...; may be repeated (default: all)")
+    parser.add_argument("--targets", nargs="+", metavar="TARGET", help="such as sm_90 and gfx942 (default: all)")
     add_out(parser)
 
 
@@ -186,9 +188,8 @@ def run(args: argparse.Namespace) -> int:
     from sigmoid_op.kernels.codegen import TARGETS
     from sigmoid_op.kernels.prepared import INTERPRETED
 
-    console, errors = Console(), Console(stderr=True, soft_wrap=True)
-    console.width = max(console.width, 140)  # a pipe's 80 columns would cut figures off
-    targets: list[str] = args.target or list(TARGETS)
+    console, errors = output_console(), Console(stderr=True, soft_wrap=True)
+    targets: list[str] = args.targets or list(TARGETS)
     if INTERPRETED:
         errors.print("python -m bench codegen: TRITON_INTERPRET is set, so that nothing is compiled: unset it")
         return 2

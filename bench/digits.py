@@ -16,11 +16,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from bench import side_by_side
+from bench.cells import ratio_cell
 from bench.environment import environment
 from bench.providers import kernels_for_all_sizes, route
 from bench.report import output_console
 from bench.results import Spread, write
-from bench.side_by_side import SEED, Learner, Loss, largest_difference
+from bench.side_by_side import SEED, Learner, Loss, largest_difference, one_thread
 from sigmoid_op import Sigmoid, dispatch
 
 BATCH, HIDDEN, LEARNING_RATE = 128, 256, 3e-3
@@ -76,9 +77,9 @@ class History:
 
 def run(steps: int, device: torch.device, folder: Path) -> bool:
     """Train both, write train.json and train.png, print the table; whether they agree."""
-    with kernels_for_all_sizes():
+    with one_thread(), kernels_for_all_sizes():
+        where = environment(device)
         history = train(digits(device), steps)
-    where = environment(device)
     write(folder / "train.json", "train", where, history=asdict(history))
     _plot(history, folder / "train.png", where["device"])
     _print(history, device, folder)
@@ -137,10 +138,7 @@ def _print(history: History, device: torch.device, folder: Path) -> None:
     console.print(table)
     pairs = zip(*(history.step_ns[name] for name in NAMES), strict=True)
     ratio = Spread.of([torch_ns / ours_ns for torch_ns, ours_ns in pairs])
-    console.print(
-        f"Step time of {NAMES[0]} over {NAMES[1]}: {ratio.median:.3f} ({ratio.p20:.2f}–{ratio.p80:.2f}); "
-        "above 1, ours is faster."
-    )
+    console.print(f"Step time of {NAMES[0]} over {NAMES[1]}: {ratio_cell(ratio)}; above 1, ours is faster.")
     if history.route == "kernel":
         where = "in Triton's interpreter" if dispatch.INTERPRETED else "with the library's size threshold set to 0"
         console.print(f"{NAMES[1]} ran its Triton kernels, {where}.")

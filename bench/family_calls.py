@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cases import PASSES, Pass, size_label
+from bench.cases import PASSES, Pass, dtype_name, size_label
 from bench.members import Member
 from bench.providers import COMPILED, OURS, TORCH, Call, assert_compiled
 from bench.rivals import Op
@@ -58,7 +58,7 @@ class FamilyCase:
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return dtype_name(self.dtype)
 
     def bytes_moved(self, pass_: Pass) -> int:
         return self.member.traffic.of(pass_) * self.n_elements * self.dtype.itemsize

@@ -55,7 +55,7 @@ def _table(title: str, measurements: list[Measurement]) -> Table:
     table.add_column("dtype")
     headers = [f"{name}\nµs" for name in (OURS, TORCH, *others)]
     headers += [f"ratio to\n{name}" for name in (TORCH, *others)]
-    headers += ["bytes/element,\ntorch's", "GB/s,\ntorch's", *(["peak MiB,\ntorch's"] if with_memory else []), "runs"]
+    headers += ["bytes/element,\ntorch's", "GB/s,\ntorch's", *(["peak MiB,\ntorch's"] if with_memory else []), "route"]
     for name in headers:
         table.add_column(name, justify="right")
     previous = None

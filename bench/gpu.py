@@ -90,7 +90,10 @@ class Outcome:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [part.name for part in PARTS]
     parser.add_argument("--minutes", type=minutes, default=MINUTES, help="time for everything (default: %(default)g)")
-    parser.add_argument("--parts", nargs="+", choices=names, default=names, help="default: all, in this order")
+    parser.add_argument(
+        "--parts", nargs="+", choices=names, metavar="PART", default=names,
+        help=f"some of {', '.join(names)} (default: all, in this order)",
+    )  # fmt: skip
     parser.add_argument("--rehearse", action="store_true", help="smallest sizes (default without CUDA)")
     parser.add_argument(
         "--out",

@@ -1,6 +1,7 @@
 """Run the GPU tests, several files at once: most of a test's time is compiling its kernels, which the host does.
 
-``python -m bench.gpu_tests --out FOLDER`` needs nothing but pytest, and leaves a junit file per test file.
+``python -m bench.gpu_tests --out FOLDER`` needs pytest and what the tests import, hypothesis, mpmath, rich,
+matplotlib and scikit-learn, and leaves a junit file per test file.
 """
 
 import argparse

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.autograd import Function
 
 from bench.environment import environment
 from bench.options import add_device_and_out, choose_device, output_folder, positive
-from bench.results import write
+from bench.report import output_console
+from bench.results import Spread, write
 from bench.side_by_side import one_thread
 from sigmoid_op import SigmoidFunction, dispatch, sigmoid
 
@@ -157,12 +157,13 @@ def run(args: argparse.Namespace) -> int:
         table.add_row(f"[bold]{group}")
         first = next(iter(calls.values()))
         for name, times in calls.items():
-            quantiles = statistics.quantiles(times, n=10)
+            time_us = Spread.of(times)
             ratio = statistics.median(ours / theirs for ours, theirs in zip(times, first, strict=True))
-            spread = f"{quantiles[1]:.2f} to {quantiles[7]:.2f}"
-            table.add_row(f"  {name}", f"{statistics.median(times):.2f}", spread, f"{ratio:.3f}")
-    Console().print(table)
+            spread = f"{time_us.p20:.2f} to {time_us.p80:.2f}"
+            table.add_row(f"  {name}", f"{time_us.median:.2f}", spread, f"{ratio:.3f}")
+    console = output_console()
+    console.print(table)
     path = output_folder(args.out, device) / "host.json"
     write(path, "host", where, samples_us=samples)
-    print(f"raw data: {path}")
+    console.print(f"Results in {path.parent}: host.json", soft_wrap=True, highlight=False)
     return 0

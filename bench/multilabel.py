@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from bench.cells import ratio_cell
 from bench.environment import environment
 from bench.imbalanced import (
     LOSSES,
@@ -116,7 +117,7 @@ def _steps(histories: list[History], title: str, rare: list[int]) -> Table:
                 f"{history.losses[name][-1]:.6f}",
                 *cells,
                 f"{step.median:.0f} ({step.p20:.0f}–{step.p80:.0f})",
-                f"{ratio.median:.3f} ({ratio.p20:.2f}–{ratio.p80:.2f})" if name == OURS else "",
+                ratio_cell(ratio if name == OURS else None),
                 "not measured" if peak is None else f"{peak / 2**20:.1f}",
             )
     return table

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from bench.cases import dtype_name
 from bench.environment import environment
 from bench.options import add_out, output_folder
+from bench.report import output_console
 from bench.results import write
 
 LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     table = Table("kernel", "dtype", "instructions", "MUFU", title=f"PyTorch {torch.__version__}, sm_90, per element")
     for kernel in kernels:
         table.add_row(kernel["kernel"], kernel["dtype"], f"{kernel['instructions']:.3f}", f"{kernel['mufu']:.2f}")
-    console = Console()
+    console = output_console()
     console.print(table)
     folder = output_folder(args.out, torch.device("cpu"))
     write(folder / "pytorch.json", "pytorch", environment(torch.device("cpu")), kernels=kernels)
@@ -74,7 +75,7 @@ def count(sass: str, dtype: torch.dtype) -> dict[str, Any] | None:
         return None
     elements = sum(i.bits for i in accesses if i.access == "store") // (8 * dtype.itemsize)
     mufu = sum(instruction.name == "MUFU" for instruction in path)
-    return {"dtype": str(dtype)[6:], "instructions": len(path) / elements, "mufu": mufu / elements}
+    return {"dtype": dtype_name(dtype), "instructions": len(path) / elements, "mufu": mufu / elements}
 
 
 def _dtype(symbol: str) -> torch.dtype | None:

@@ -143,7 +143,7 @@ def _table(title: str, measurements: list[Measurement]) -> Table:
     for name in ("dtype", "elements"):
         table.add_column(name)
     headers = [f"{OURS} µs", f"{TORCH} µs", *(f"{name} µs" for name in others), "ratio to torch", "GB/s", "% of copy"]
-    for name in [*headers, *(["peak MiB, torch's"] if with_memory else []), "runs"]:
+    for name in [*headers, *(["peak MiB, torch's"] if with_memory else []), "route"]:
         table.add_column(name, justify="right")
     previous = None
     for m in measurements:

@@ -16,9 +16,9 @@ CLOCKS = WALL, COLD, WARM = "wall", "device, cold L2", "device, warm L2"
 SAVE_EVERY_SECONDS = 5.0
 
 
-def write(path: Path, kind: str, environment: dict[str, Any], *, schema: int = SCHEMA, **parts: Any) -> None:
+def write(path: Path, kind: str, environment: dict[str, Any], **parts: Any) -> None:
     """Replace the file as a whole, so that a reader never sees half of it. Of each part an item a line."""
-    record = {"schema": schema, "kind": kind, "environment": environment, **parts}
+    record = {"schema": SCHEMA, "kind": kind, "environment": environment, **parts}
     text = ",\n".join(f' "{name}": {_lines(part)}' for name, part in record.items())
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(f"{{\n{text}\n}}\n")
@@ -113,7 +113,7 @@ class Results:
         """Read a file that ``save`` wrote; ValueError for any other."""
         data = json.loads(path.read_text())
         if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("kind") not in KINDS:
-            raise ValueError(f"{path} is not a results file of python -m bench (schema {SCHEMA})")
+            raise ValueError(f"{path} holds no run of the grid or the family, of schema {SCHEMA}")
         return cls(
             path, data["environment"], [Measurement(**m) for m in data["measurements"]], data["status"], data["kind"]
         )

@@ -23,6 +23,7 @@ from bench.options import add_device_and_out, choose_device, elements, minutes, 
 from bench.pace import keep_what_works, sample_wall_time
 from bench.providers import Provider, kernel_call, providers, route, user_call
 from bench.results import CLOCKS, COLD, WALL, WARM, Measurement, Results
+from bench.side_by_side import one_thread
 from bench.verify import verify
 from sigmoid_op import dispatch
 
@@ -40,16 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--cases", choices=["grid", "recorded"], default="grid", help="sizes by powers of two, or calls of real models"
     )
-    what.add_argument("--ops", nargs="+", choices=["all", *OPS], help="not sigmoid, but these ops built on it, or all")
+    what.add_argument(
+        "--ops", nargs="+", choices=["all", *OPS], metavar="OP",
+        help=f"not sigmoid, but these ops built on it: all, {', '.join(OPS)}",
+    )  # fmt: skip
     parser.add_argument(
-        "--dtypes", nargs="+", choices=list(DTYPES), help="default: all four; with --ops all but float64"
+        "--dtypes",
+        nargs="+",
+        choices=list(DTYPES),
+        metavar="DTYPE",
+        help=f"of {', '.join(DTYPES)} (default: all; with --ops all but float64)",
     )
     parser.add_argument("--sizes", nargs="+", type=elements, help="element counts, such as 1000 or 2^20")
     parser.add_argument(
         "--max-elements",
         type=elements,
-        help="the largest default size (2^30 on CUDA, 2^24 on a CPU, 2^20 with --quick; "
-        "with --ops 2^28 on CUDA, 2^20 on a CPU)",
+        help="the largest default size (on CUDA 2^30, with --quick 2^20, with --ops 2^28; on a CPU 2^20)",
     )
     parser.add_argument("--quick", action="store_true", help="fewer sizes, fewer samples")
     parser.add_argument(
@@ -69,8 +76,11 @@ def run(args: argparse.Namespace) -> int:
             "TRITON_INTERPRET is set: unset it, nothing timed in Triton's interpreter means anything", file=sys.stderr
         )
         return 2
-    if args.ops:
-        return family.run(args)
+    with one_thread():
+        return family.run(args) if args.ops else _run_grid(args, device)
+
+
+def _run_grid(args: argparse.Namespace, device: torch.device) -> int:
     chosen, too_large = select_cases(args, device)
     if too_large:
         print(f"Left out for want of memory: {', '.join(dict.fromkeys(case.label for case in too_large))} elements.")
@@ -89,7 +99,7 @@ def select_cases(args: argparse.Namespace, device: torch.device) -> tuple[list[C
     if args.cases == "recorded":
         found = [case for case in cases.recorded() if case.dtype_name in dtypes]
     else:
-        default_limit = 2**20 if args.quick else 2**30 if device.type == "cuda" else 2**24
+        default_limit = 2**30 if device.type == "cuda" and not args.quick else 2**20
         limit = args.max_elements or default_limit
         step = 4 if args.quick else 2
         sizes = args.sizes or [2**exponent for exponent in range(0, 31, step) if 2**exponent <= limit]

@@ -8,6 +8,7 @@ import mpmath
 import torch
 from torch import Tensor
 
+from bench.cases import dtype_name
 from bench.reference import backward64, correctly_rounded, derivative64, every_16bit, sigmoid64, ulp_error
 
 TORCH, OURS, EXACT = "torch", "sigmoid_op", "sigmoid_op, exact_grad"
@@ -106,7 +107,7 @@ def implementations() -> list[Implementation]:
 def sweep(dtype: torch.dtype, device: torch.device, stride: int, chunk: int = 2**22) -> Sweep:
     """Forward and gradient at every ``stride``-th number of ``dtype``, in ascending order, against float64."""
     found = implementations()
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     forwards = {f.name: Tally(name, FORWARD, f.name, decreases=0) for f in found}
     gradients = {f.name: Tally(name, GRADIENT, f.name) for f in found}
     last = dict.fromkeys(forwards, torch.zeros(1, dtype=dtype, device=device))
@@ -170,7 +171,7 @@ def _widen_curve(curve: Tensor, x: Tensor, gradient: Tensor, derivative: Tensor)
 
 def _given_out(dtype: torch.dtype, device: torch.device, f: Implementation) -> Tally:
     """grad_in against the product of the given tensors: for 16-bit dtypes every out from 0 to 1 with each grad_out."""
-    tally = Tally(str(dtype).removeprefix("torch."), BACKWARD, f.name)
+    tally = Tally(dtype_name(dtype), BACKWARD, f.name)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.cat([torch.tensor([1.0, -1.0]), torch.randn(GRAD_OUTS - 2, generator=generator)])
     out = every_16bit(dtype) if dtype.itemsize == 2 else torch.linspace(0, 1, 2**14, dtype=dtype)
@@ -190,7 +191,7 @@ def _nans(dtype: torch.dtype, device: torch.device, stride: int, found: list[Imp
     x = torch.cat([positive, positive + torch.iinfo(narrow).min]).to(narrow).view(dtype)
     theirs, ours = (f.forward(x)[0] for f in found[:2])
     same = (ours.view(narrow) == theirs.view(narrow)).sum()
-    return Nans(str(dtype).removeprefix("torch."), x.numel(), int(ours.isnan().sum()), int(same))
+    return Nans(dtype_name(dtype), x.numel(), int(ours.isnan().sum()), int(same))
 
 
 def sweep_float64(device: torch.device) -> Sweep:

@@ -137,6 +137,7 @@ def test_results_hold_all_samples_and_the_environment(
         assert all(ns > 0 for samples in m.samples_ns.values() for ns in samples)
     for key in ("date", "argv", "commit", "dirty", "device", "cpu", "torch", "triton", "python", "os", "min_elements"):
         assert key in results.environment
+    assert results.environment["torch_threads"] == 1  # more disturb each other at these sizes
     text = capsys.readouterr().out
     assert "Both sides ran PyTorch's own kernel" in text
     assert "% of copy" in text
@@ -246,7 +247,9 @@ def test_training_on_a_cpu_agrees_bit_for_bit(
 ) -> None:
     """One seed, the same batches: equal losses and accuracy, shown as a table, a plot and JSON."""
     assert main(["train", "--device", "cpu", "--steps", "60", "--out", str(tmp_path)]) == 0
-    history = json.loads((tmp_path / "train.json").read_text())["history"]
+    written = json.loads((tmp_path / "train.json").read_text())
+    assert written["environment"]["torch_threads"] == 1
+    history = written["history"]
     ours, torchs = history["losses"]["sigmoid_op.Sigmoid"], history["losses"]["nn.Sigmoid"]
     assert ours == torchs
     assert len(ours) == 60

@@ -133,11 +133,11 @@ def test_codegen_compiles_and_tells(tmp_path: Path) -> None:
     """Every kernel at each alignment: in the file, with its environment, and in the tables; and the picture."""
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    line = [sys.executable, "-c", CODEGEN, "codegen", "--target", "sm_90", "--out", str(tmp_path)]
+    line = [sys.executable, "-c", CODEGEN, "codegen", "--targets", "sm_90", "--out", str(tmp_path)]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     record = json.loads((tmp_path / "codegen.json").read_text())
     assert (record["schema"], record["kind"]) == (1, "codegen")
-    assert record["environment"]["argv"] == ["codegen", "--target", "sm_90"]
+    assert record["environment"]["argv"] == ["codegen", "--targets", "sm_90"]
     assert record["environment"]["triton"]
     names = [(kernel["kernel"], kernel["alignment"]) for kernel in record["kernels"]]
     assert names == [(name, alignment) for alignment in codegen.ALIGNMENTS for name in ("forward", "backward")]

@@ -51,6 +51,7 @@ def test_every_op_is_measured_and_reported(
     assert code == 0
     results = Results.load(path)
     assert (results.kind, results.status, results.failures) == (FAMILY, "complete", [])
+    assert results.environment["torch_threads"] == 1
     assert [(m.case["member"], m.pass_, m.clock) for m in results.measurements] == [
         (member.name, pass_, WALL) for member in MEMBERS for pass_ in ("forward", "forward+backward")
     ]

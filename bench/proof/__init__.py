@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     cpu = torch.device("cpu")
     output = output_folder(args.out, cpu)
     found = {"float32": float32, "float64": float64}
-    write(output / "proof.json", "proof", environment(cpu), schema=2, found=found)
+    write(output / "proof.json", "proof", environment(cpu), found=found)
     console.print(f"Results in {output}: proof.json", soft_wrap=True, highlight=False)
     of_float32 = list(float32["reciprocal_off"].values())
     of_float64 = [sweep for sweeps in float64["reciprocal_off"].values() for sweep in sweeps.values()]
