@@ -10,8 +10,8 @@ NUM_WARPS = 4
 
 INTERPRETED: bool = knobs.runtime.interpret
 
-# Kernels compiled for a layout are found by it: where lengths vary from call to call, so many that the table is emptied
-# at times. What is lost is not the kernel, which Triton keeps, but Triton's own binding of one call's arguments.
+# Tiled kernels are kept by layout, so that varying lengths would fill the table: at this many it is emptied. Triton
+# keeps the compiled kernels; only its binding of one call's arguments is repeated.
 LIMIT = 4096
 _prepared: dict[tuple[Any, ...], Any] = {}
 

@@ -24,7 +24,7 @@ COLUMNS_OF_SUMMED_ROWS = 64
 
 @triton.jit
 def _pointers(operand, batch, row, column):
-    """The addresses of a tile: those of one column where the operand steps along rows only, and the other way round."""
+    """The addresses of a tile; of one column, or one row, where the operand is broadcast along the other side."""
     pointer, batch_step, row_step, column_step = operand
     pointer += batch * batch_step
     if row_step is not None:

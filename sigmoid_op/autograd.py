@@ -22,7 +22,8 @@ class _Traceable(FunctionMeta):
 class FastApplyFunction(Function, metaclass=_Traceable):
     """A Function whose ``apply`` skips binding default arguments, of which ours have none.
 
-    With ``setup_context`` defined, ``Function.apply`` first calls ``inspect.signature``, three quarters of its cost.
+    With ``setup_context`` defined, ``Function.apply`` first calls ``inspect.signature``: 17.7 µs a call in place of
+    5.3 (python -m bench host).
     Under a torch.func transform the call takes the ordinary way; under a compiler it is the operators of ``forward``,
     which the compiler differentiates and fuses.
     """
@@ -147,7 +148,7 @@ def kernel_operand(x: Tensor, out: Tensor, *, broadcast: bool = True) -> Tensor 
 
     A 16-bit ``x`` in another layout is copied into that of ``out``: one more read and write, but the gradient is still
     rounded once. Wider dtypes go to PyTorch's own kernel, which reads any layout; in float32 its gradient is within
-    2.0 ulp where ours is within 1.3 (python -m bench accuracy), which a copy would not be worth.
+    2.02 ulp where ours is within 1.33 (python -m bench accuracy), which a copy would not be worth.
     """
     if x.shape != out.shape or x.dtype != out.dtype or x.device != out.device or not dispatch.is_ordinary(x):
         return None

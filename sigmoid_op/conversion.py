@@ -54,7 +54,7 @@ def convert(model: nn.Module) -> Report:
         model: any module; what it holds outside of registered submodules, as in plain lists, is not found.
 
     Returns:
-        the names of what was replaced; printable.
+        a :class:`Report` of what was replaced, by name; print it.
     """
     return _replace(model, MODULES)
 
@@ -63,6 +63,9 @@ def revert(model: nn.Module) -> Report:
     """Undo :func:`convert`: make every ``Sigmoid`` that it could have made an ``nn.Sigmoid`` again, and so on.
 
     Those that were ours from the start are not told apart from converted ones; nn.Sigmoid heeds no ``exact_grad``.
+
+    Returns:
+        a :class:`Report` of what was replaced, by name; print it.
     """
     return _replace(model, {ours: theirs for theirs, ours in MODULES.items()})
 

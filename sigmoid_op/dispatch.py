@@ -1,8 +1,9 @@
 """The only place that says which tensors a Triton kernel is for, and why.
 
-Two questions: can a kernel take this tensor (:func:`supported`), and is it faster there (:func:`worthwhile`)?
-Whatever a kernel does not take goes to PyTorch's own operators, which are right for everything. How operands must lie
-in memory beside each other is the templates' affair: ``kernels/frame.py`` refuses what they cannot read.
+Can a kernel read this tensor (:func:`readable`, :func:`supported`), and is it faster there, for σ (:func:`worthwhile`)
+or for an op of the family (:func:`fuses`)? Whatever a kernel does not take goes to PyTorch's own operators, which are
+right for everything. How operands must lie beside each other is said where they meet: ``autograd.kernel_operand``,
+``family/loss.py``, and ``kernels/frame.py``, which refuses what the templates cannot read.
 """
 
 import os

@@ -34,6 +34,9 @@ def enable() -> "Enabled":
     Where Triton or PyTorch's CUDA support is missing, it changes nothing. Under TRITON_INTERPRET=1, where the kernels
     run on the CPU, it holds for CPU tensors instead.
 
+    Returns:
+        a handle: its ``disable()`` ends the effect, as does the end of a ``with`` block on it.
+
     Saved for backward: by PyTorch's autograd, the result.
 
     Cost: each sigmoid call on CUDA, of any size, passes through Python (``python -m bench ways_in``); it stays so after
@@ -90,7 +93,7 @@ def _register(key: str) -> Library:
     return library
 
 
-# Of every kernel below the first two arguments are PyTorch's own and the dispatcher's keys, which that one is given.
+# Each function below is given PyTorch's own kernel, the dispatcher's key set to call it with, and what its operator is.
 _Original = Callable[..., Tensor]
 
 

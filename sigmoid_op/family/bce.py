@@ -80,7 +80,7 @@ def binary_cross_entropy_with_logits(
         a tensor of the dtype of ``target``, as PyTorch has it (under autocast float32 in place of 16 bits): a scalar,
         or for the reduction "none" of the shape of ``input``.
 
-    Saved for backward: the tensors given.
+    Saved for backward, where a kernel runs: the tensors given.
 
     Raises:
         whatever ``F.binary_cross_entropy_with_logits`` raises for the same arguments.

@@ -88,7 +88,7 @@ def sigmoid_focal_loss(
         a tensor of the dtype that both promote to (under autocast float32 in place of 16 bits): of the shape of
         ``inputs``, or a scalar.
 
-    Saved for backward: ``inputs`` and ``targets``.
+    Saved for backward, where a kernel runs: ``inputs`` and ``targets``.
 
     Raises:
         ValueError: for an ``alpha`` or ``reduction`` other than these, or targets of another shape.
@@ -101,7 +101,7 @@ def sigmoid_focal_loss(
     if not (0 <= alpha <= 1) and alpha != -1:
         raise ValueError(f"Invalid alpha value: {alpha}. alpha must be in the range [0,1] or -1 for ignore.")
     if reduction not in loss.REDUCTIONS:
-        raise ValueError(
+        raise ValueError(  # torchvision's words, its missing quote included
             f"Invalid Value for arg 'reduction': '{reduction} \n Supported reduction modes: 'none', 'mean', 'sum'"
         )
     if (

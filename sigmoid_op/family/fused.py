@@ -27,8 +27,8 @@ def backward(
 ) -> Any:
     """``kernel(grad_out, *operands)``: the gradient, or one for each operand.
 
-    The same by PyTorch's operators where no kernel can read the tensors, or what it gives is differentiated again: of
-    16-bit operands widened to float32, and rounded once, as the kernels do it.
+    By PyTorch's operators where no kernel can read the tensors or the gradient is differentiated again: 16-bit operands
+    are widened to float32 and the result is rounded once, as in the kernels.
     """
     differentiated_again = torch.is_grad_enabled() or dispatch.in_forward_mode()
     tensors = (grad_out, *(x for x in operands if x is not None))

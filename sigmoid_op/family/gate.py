@@ -55,8 +55,8 @@ def sigmoid_gate(x: Tensor, gate: Tensor) -> Tensor:
         \frac{\partial\,\text{out}}{\partial g} = x \, \sigma(g) \, \sigma(-g)
 
     Large CUDA tensors of one floating dtype take a fused Triton kernel, which moves 3 bytes per byte of ``x`` where
-    PyTorch moves 5, and 5 in backward where it moves 9. The gradient of ``gate`` does not die where σ saturates.
-    Everything else goes to PyTorch.
+    PyTorch moves 5, and 5 in backward where it moves 9; its gradient of ``gate`` does not die where σ saturates.
+    Everything else goes to PyTorch, whose gradient does.
 
     Args:
         x: a tensor of any shape.
@@ -66,7 +66,7 @@ def sigmoid_gate(x: Tensor, gate: Tensor) -> Tensor:
     Returns:
         a tensor of the shape and dtype that PyTorch would give it.
 
-    Saved for backward: ``x`` and ``gate``; where ``gate`` needs no gradient, ``gate`` alone.
+    Saved for backward, where a kernel runs: ``x`` and ``gate``; where ``gate`` needs no gradient, ``gate`` alone.
 
     Raises:
         whatever ``x * torch.sigmoid(gate)`` raises.

@@ -42,8 +42,8 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     .. math:: \text{glu}(a, b) = a \, \sigma(b)
 
     where ``input`` is split in half along ``dim`` to give a and b. Large CUDA tensors of a floating dtype take a fused
-    Triton kernel that reads the halves where they are, for any ``dim``; everything else goes to PyTorch. The gradient
-    of b does not die where σ saturates.
+    Triton kernel that reads the halves where they are, for any ``dim``, and whose gradient of b does not die where σ
+    saturates. Everything else goes to PyTorch, whose gradient does.
 
     Args:
         input: a tensor of any shape, even in size along ``dim``.

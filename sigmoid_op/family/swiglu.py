@@ -88,7 +88,7 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     Returns:
         a tensor of the shape of ``gate``, or [..., d].
 
-    Saved for backward: ``gate`` and ``up``; where ``gate`` needs no gradient, ``gate`` alone.
+    Saved for backward, where a kernel runs: ``gate`` and ``up``; where ``gate`` needs no gradient, ``gate`` alone.
 
     Raises:
         ValueError: without ``up``, for a last dimension that is not there or of odd size.
