@@ -53,7 +53,7 @@ def test_in_place_on_a_view_without_grad(path: Path) -> None:
     assert (view._version, base._version) == (1, 1)
 
 
-def test_in_place_result_is_saved_once(path: Path) -> None:
+def test_changing_an_in_place_result_is_an_error(path: Path) -> None:
     """``sigmoid_`` keeps its result for backward, so changing that afterwards is an error."""
     x = _leaf(path, 5) * 1
     sigmoid_(x)

@@ -16,12 +16,12 @@ from bench import clocks, plot, providers, report, runner
 from bench.__main__ import PACKAGES, main
 from bench.cases import PASSES
 from bench.clocks import Effort
+from bench.environment import ROOT
 from bench.providers import COPY, OURS, TORCH, Provider
 from bench.results import COLD, WALL, WARM, Measurement, Results
 from sigmoid_op import dispatch
 
 LEAST_EFFORT = Effort(seconds=0.0, min_rounds=3, max_rounds=3)
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture

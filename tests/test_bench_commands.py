@@ -1,7 +1,6 @@
 """python -m bench codegen, ways_in and figure; and where a command that runs the kernels runs them."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from bench.environment import ROOT
 from bench.gpus import GPUS, Prediction
 from bench.verify import WrongResultError
 from sigmoid_op import dispatch, enable
+from tests.conftest import compiling_environment
 
 COMMANDS = ("grid", "train", "codegen", "host", "ways_in", "accuracy", "proof", "revive", "tune")
 WITH_KERNELS = ("accuracy", "tune", "ways_in")
@@ -132,7 +132,7 @@ sys.exit(main(sys.argv[1:]))
 def test_codegen_compiles_and_tells(tmp_path: Path) -> None:
     """Every kernel at each alignment: in the file, with its environment, and in the tables; and the picture."""
     pytest.importorskip("triton")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = compiling_environment()
     line = [sys.executable, "-c", CODEGEN, "codegen", "--targets", "sm_90", "--out", str(tmp_path)]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     record = json.loads((tmp_path / "codegen.json").read_text())

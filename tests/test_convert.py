@@ -255,16 +255,15 @@ def test_copies_pickles_and_scripts() -> None:
     torch.testing.assert_close(scripted(x), expected)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_models() -> None:
     """A model compiled before is converted inside its wrapper, and gives the same results."""
-    torch._dynamo.reset()
     model, x = nn.Sequential(nn.Sigmoid(), nn.Tanh()), torch.randn(5)
     compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
     expected = compiled(x)
     assert convert(compiled).replaced == {"_orig_mod.0": Sigmoid}
     torch.testing.assert_close(compiled(x), expected)
     assert convert(model).replaced == {}
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize(("theirs", "ours"), MODULES.items())

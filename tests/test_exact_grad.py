@@ -3,7 +3,6 @@
 import copy
 import pickle
 import warnings
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -159,13 +158,6 @@ def test_function_transforms(path: Path) -> None:
 
 # Dynamo makes an instance of Function itself, to trace any of its subclasses.
 traces_a_function = pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @traces_a_function

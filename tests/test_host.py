@@ -1,7 +1,6 @@
 """A call costs little more than torch.sigmoid's on the host, where that is all it costs: on small CPU tensors."""
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from tests.conftest import compiling_environment
 
 # Largest ratio of our time to torch.sigmoid's, and the samples' group in the results of `python -m bench host`.
 BUDGETS = {
@@ -22,9 +23,8 @@ BUDGETS = {
 
 def _measure(folder: Path, *options: str) -> dict[str, Any]:
     """What the command writes."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bench", "host", "--device", "cpu", "--out", str(folder), *options]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    subprocess.run(command, env=compiling_environment(), check=True, capture_output=True)
     record: dict[str, Any] = json.loads((folder / "host.json").read_text())
     return record
 

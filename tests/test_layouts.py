@@ -21,7 +21,7 @@ from tests.ulp import (
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
-# 8192 bytes are one block: lengths around one and two blocks of each dtype, and lengths no power of two divides.
+# A block is 2048 elements, of float64 1024: lengths around one, two and four, and lengths no power of two divides.
 LENGTHS = [0, 1, 2, 7, 8, 15, 16, 17, 1023, 1024, 1025, 2047, 2048, 2049, 4095, 4096, 4097, 8191, 8192, 8193, 10001]
 
 

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import sigmoid_op
 from sigmoid_op import dispatch
 from sigmoid_op.override import enable
-from tests.conftest import CUDA, Path
+from tests.conftest import CUDA, Path, saved_tensors
 from tests.test_dispatch import UNSUPPORTED
 from tests.ulp import BACKWARD_ULPS, FLOAT_DTYPES, FORWARD_ULPS, assert_within_ulps, exact_backward, exact_sigmoid
 
@@ -76,9 +76,8 @@ def test_autograd_above_it(kernel_path: Path, launches: list[str]) -> None:
 
 def test_one_saved_tensor(kernel_path: Path) -> None:
     """Autograd saves the result, without a copy, as without ``enable()``."""
-    saved: list[Tensor] = []
     x = _randn(kernel_path, 5).requires_grad_()
-    with enable(), torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: _):
+    with enable(), saved_tensors() as saved:
         out = torch.sigmoid(x)
     assert [tensor.data_ptr() for tensor in saved] == [out.data_ptr()]
 
@@ -251,6 +250,7 @@ def test_modes_fakes_and_traces_see_the_operator(kernel_path: Path, launches: li
     assert launches == []
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compile(kernel_path: Path, launches: list[str], backend: str) -> None:
     """One graph. Run operator by operator it reaches our kernels; Inductor writes its own, fused, as ever."""
@@ -264,7 +264,6 @@ def test_compile(kernel_path: Path, launches: list[str], backend: str) -> None:
     torch.testing.assert_close(out.detach().cpu().double(), 2 * s, rtol=0, atol=1e-6)
     torch.testing.assert_close(grad.cpu().double(), 2 * s * (1 - s), rtol=0, atol=1e-6)
     assert launches == ([] if backend == "inductor" else ["sigmoid", "sigmoid_backward"])
-    torch._dynamo.reset()
 
 
 @pytest.mark.gpu
