@@ -25,12 +25,12 @@ class FastApplyFunction(Function, metaclass=_Traceable):
     With ``setup_context`` defined, ``Function.apply`` first calls ``inspect.signature``: 17.7 µs a call in place of
     5.3 (python -m bench host).
     Under a torch.func transform the call takes the ordinary way; under a compiler it is the operators of ``forward``,
-    which the compiler differentiates and fuses.
+    which the compiler differentiates and fuses. So it is on the tensors of the older vmap, which knows no Functions.
     """
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or any(map(torch._C._functorch.is_legacy_batchedtensor, args)):
             return cls.forward(*args)
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -60,9 +60,12 @@ class SigmoidFunction(FastApplyFunction):
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
         ctx.save_for_forward(output)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_out: Tensor | None) -> Tensor | None:
+        if grad_out is None:
+            return None
         (out,) = ctx.saved_tensors
         grad_in: Tensor = SigmoidBackwardFunction.apply(grad_out, out)
         return grad_in

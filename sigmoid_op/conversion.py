@@ -48,7 +48,9 @@ def convert(model: nn.Module) -> Report:
     Replaced is the module's class, as ``torch.nn.utils.parametrize`` and ``fully_shard`` do it, and not the module: it
     remains the same object wherever it is shared or referred to, with its hooks, flags, name and every other attribute.
     A compiled model has PyTorch's operators before and after. Whole modules pickled afterwards need this package to
-    load; state dicts do not. For gradients that survive saturation, set ``exact_grad = True`` on a converted module.
+    load; state dicts do not. ``torch.fx`` keeps PyTorch's modules whole but traces through ours, to ``torch.sigmoid``:
+    for kernels in its graph, trace first and convert the GraphModule. For gradients that survive saturation, set
+    ``exact_grad = True`` on a converted module.
 
     Args:
         model: any module; what it holds outside of registered submodules, as in plain lists, is not found.

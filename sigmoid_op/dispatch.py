@@ -61,9 +61,12 @@ def worthwhile(x: Tensor) -> bool:
 
 
 def fuses(first: Tensor, *others: Tensor) -> bool:
-    """Whether an op of the family runs on these as one kernel; ``first`` has as many elements as any.
+    """Whether an op of the family runs on these as one Function; ``first`` has as many elements as any.
 
-    Not in forward mode, nor under a compiler or a transform: they take PyTorch's own form, which they can see into.
+    Not under a compiler or a transform, nor on tangents: they take PyTorch's own form, which they can see into. Nor
+    where something is an inference tensor that a gradient would need: PyTorch's form saves others. But whether a mode
+    watches makes no difference, as it may for part of the time: checkpointing hands backward what a second forward
+    saved, and does not notice that another form of the op saved other tensors.
     """
     # The cheapest questions come first, in the order that ``worthwhile`` needs: most calls on a GPU are small.
     return (
@@ -72,8 +75,9 @@ def fuses(first: Tensor, *others: Tensor) -> bool:
         and not _is_dynamo_compiling()
         and not _is_tracing()
         and first.numel() >= max(MIN_ELEMENTS, 1)
-        and not in_forward_mode()
-        and all(type(x) in TENSOR_TYPES and readable(x) and x.device == first.device for x in (first, *others))
+        and all(type(x) in TENSOR_TYPES and _is_plain(x) and x.device == first.device for x in (first, *others))
+        and not (torch.is_grad_enabled() and any(x.is_inference() for x in (first, *others)))
+        and not (in_forward_mode() and any(_has_tangent(x) for x in (first, *others)))
     )
 
 
@@ -82,18 +86,28 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def _has_tangent(x: Tensor) -> bool:
+    tangent = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return tangent is not None
+
+
 def supported(x: Tensor) -> bool:
     """Whether a Triton kernel can take ``x`` in its memory order and give a result of the same strides."""
     return readable(x) and is_dense(x)
 
 
 def readable(x: Tensor) -> bool:
-    """Whether a Triton kernel can load the elements of ``x``, wherever they lie."""
+    """Whether a Triton kernel may load the elements of ``x``, wherever they lie, and no mode is to see operators."""
+    return _is_plain(x) and not is_watched(x)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether ``x`` has elements that a Triton kernel can load, outside compilers and transforms."""
     return (
         (x.is_cuda or (INTERPRETED and x.is_cpu))
         and AVAILABLE
         and x.dtype in KERNEL_DTYPES
-        and _called_eagerly(x)  # before the next, which Dynamo cannot trace
+        and _called_eagerly()  # before the next, which Dynamo cannot trace
         and is_ordinary(x)
     )
 
@@ -115,19 +129,22 @@ def is_ordinary(x: Tensor) -> bool:
     )
 
 
-def _called_eagerly(x: Tensor) -> bool:
-    """No compiler, transform or mode is watching: they must see ``aten::sigmoid``, not a kernel of ours."""
+def _called_eagerly() -> bool:
+    """Neither a compiler nor a transform is at work: they must see ``aten::sigmoid``, not a kernel of ours."""
     return not (
-        torch.compiler.is_compiling()
-        or _is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or (torch.overrides.has_torch_function_unary(x) and _is_watched_by_mode())
-    )
+        torch.compiler.is_compiling() or _is_tracing() or torch._C._are_functorch_transforms_active()
+    )  # fmt: skip
 
 
-def _is_watched_by_mode() -> bool:
-    """Whether a torch-function mode is on, other than that of ``torch.set_default_device``: it is about new tensors."""
+def is_watched(x: Tensor) -> bool:
+    """Whether a mode is to see each operator.
+
+    Not that of ``torch.set_default_device``: it is about new tensors.
+    """
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    if not torch.overrides.has_torch_function_unary(x):
+        return False
     modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return any(type(mode) is not DeviceContext for mode in modes)
 

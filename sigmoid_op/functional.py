@@ -93,6 +93,7 @@ def sigmoid_(input: Tensor) -> Tensor:
         and type(input) in dispatch.TENSOR_TYPES
         and dispatch.worthwhile(input)
         and not _watched_by_autograd(input)
+        and (torch.is_inference_mode_enabled() or not input.is_inference())
     ):
         from sigmoid_op.kernels.sigmoid import sigmoid_forward_out
 

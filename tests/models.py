@@ -1,4 +1,6 @@
-"""Models that use ``nn.Sigmoid``, as libraries write them."""
+"""Models that use ``nn.Sigmoid``, as libraries write them; and an op that ends a gradient."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,3 +52,15 @@ class LSTM(nn.Module):
             cell = self.forget_gate(f) * cell + self.input_gate(i) * g.tanh()
             hidden = self.output_gate(o) * cell.tanh()
         return hidden
+
+
+class Cut(torch.autograd.Function):
+    """Passes its input on, and no gradient back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> None:
+        return None

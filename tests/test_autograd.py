@@ -14,6 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from sigmoid_op import Sigmoid, SigmoidFunction, dispatch, sigmoid, sigmoid_
 from tests.conftest import Path
+from tests.models import Cut
 
 Unary = Callable[[Tensor], Tensor]
 
@@ -208,6 +209,22 @@ def test_inference_mode(path: Path, function: Unary) -> None:
     torch.testing.assert_close(function(made_inside), 1 / (1 + torch.exp(-made_inside)))
     with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
         function(x) * made_inside
+
+
+def test_in_place_on_an_inference_tensor_outside(path: Path) -> None:
+    """It raises what torch raises."""
+    with torch.inference_mode():
+        x = torch.zeros(5, device=path.device)
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor outside InferenceMode"):
+        sigmoid_(x)
+
+
+@pytest.mark.parametrize("exact_grad", [False, True])
+def test_an_undefined_gradient_stays_undefined(path: Path, exact_grad: bool) -> None:
+    """What no gradient reaches has none, rather than zeros, with which an optimizer would decay its weights."""
+    x = _leaf(path, 5)
+    Cut.apply(sigmoid(x, exact_grad=exact_grad)).sum().backward()
+    assert x.grad is None
 
 
 @pytest.fixture

@@ -255,6 +255,14 @@ def test_copies_pickles_and_scripts() -> None:
     torch.testing.assert_close(scripted(x), expected)
 
 
+def test_a_traced_model_is_converted() -> None:
+    """An FX graph that holds nn.Sigmoid holds ours after convert(), and computes the same."""
+    model, x = nn.Sequential(nn.Sigmoid(), nn.Tanh()), torch.randn(5)
+    traced = torch.fx.symbolic_trace(model)
+    assert convert(traced).replaced == {"0": Sigmoid}
+    torch.testing.assert_close(traced(x), model(x))
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_models() -> None:
     """A model compiled before is converted inside its wrapper, and gives the same results."""

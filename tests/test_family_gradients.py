@@ -13,6 +13,7 @@ from bench.reference import sigmoid64
 from sigmoid_op import sigmoid_gate
 from tests.conftest import CUDA, Path, saved_tensors
 from tests.members import MEMBERS, SIGMOID_GATE, SWIGLU, Member, every_broadcast, every_call, every_member
+from tests.models import Cut
 from tests.ulp import FLOAT_DTYPES, PRODUCT_GRADIENT_ULPS, PRODUCT_ULPS, ulp_of
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -141,6 +142,14 @@ def test_the_gradient_of_a_frozen_x_is_not_computed(kernel_path: Path, launches:
     x, gate = SIGMOID_GATE.operands(variant, torch.float32, kernel_path.device)
     sigmoid_gate(x, gate.requires_grad_()).sum().backward()
     assert launches == ["sigmoid_gate", "sigmoid_gate_backward_to_gate"]
+
+
+@every_member
+def test_an_undefined_gradient_stays_undefined(path: Path, member: Member) -> None:
+    """What no gradient reaches has none, rather than zeros, with which an optimizer would decay its weights."""
+    leaves = _leaves(member, "matrix", torch.float64, path)
+    Cut.apply(member.ours(*leaves)).sum().backward()
+    assert [leaf.grad for leaf in leaves] == [None] * len(leaves)
 
 
 @every_member

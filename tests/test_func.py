@@ -111,6 +111,18 @@ def test_vectorized_jacobian(path: Path, function: Unary, strategy: str) -> None
     torch.testing.assert_close(jacobian, torch.diag(_derivatives(x)[1]))
 
 
+@pytest.mark.parametrize("exact_grad", [False, True])
+def test_vectorized_jacobian_is_differentiated(path: Path, exact_grad: bool) -> None:
+    """With ``create_graph``, a batched gradient has a graph of its own, whose gradient is right."""
+    x = _input(path, 6).requires_grad_()
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: x * sigmoid(x, exact_grad=exact_grad), x, create_graph=True, vectorize=True
+    )
+    (second,) = torch.autograd.grad(jacobian.diagonal().sum(), x)
+    _, slope, curvature, _ = _derivatives(x.detach())
+    torch.testing.assert_close(second, 2 * slope + x.detach() * curvature)
+
+
 def test_functional_call(path: Path) -> None:
     """A model with ``Sigmoid`` called with other parameters, batched over samples: gradients per sample."""
     model = nn.Sequential(nn.Linear(4, 3), Sigmoid()).to(path.device, torch.float64)

@@ -2,12 +2,15 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from sigmoid_op import dispatch
 from sigmoid_op.family.bce import binary_cross_entropy_with_logits
@@ -16,6 +19,7 @@ from sigmoid_op.family.logsigmoid import logsigmoid
 from sigmoid_op.loss_modules import BCEWithLogitsLoss, LogSigmoid, SigmoidFocalLoss
 from tests.conftest import Path
 from tests.losses import BCE, FOCAL, LOSSES, REDUCTIONS, Loss, Op, each_kind, torch_focal
+from tests.models import Cut
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -30,6 +34,11 @@ def _random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tenso
 def _labels(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Hard labels and soft ones."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(3)).mul(1.5).sub(0.25).clamp(0, 1).to(dtype)
+
+
+def _options(loss: Loss, path: Path) -> dict[str, Any]:
+    """Of the loss, its weights being on the device."""
+    return {k: v.to(path.device) if isinstance(v, Tensor) else v for k, v in loss.options.items()}
 
 
 def _assert_same_outcome(ours: Op, theirs: Op, *args: Any, **options: Any) -> None:
@@ -72,6 +81,28 @@ def test_dtypes(path: Path, dtype: torch.dtype, target_dtype: torch.dtype, autoc
         exact = (torch.sigmoid(x.double()) - target.double()) / x.numel()
         assert grad_in.dtype == dtype
         torch.testing.assert_close(grad_in.double(), exact, rtol=0.03, atol=0.02 / x.numel())
+
+
+@each_kind
+def test_an_undefined_gradient_stays_undefined(path: Path, loss: Loss) -> None:
+    """What no gradient reaches has none, rather than zeros."""
+    x = _random(5, seed=1).to(path.device).requires_grad_()
+    Cut.apply(loss.ours(x, torch.ones_like(x), **_options(loss, path))).sum().backward()
+    assert x.grad is None
+
+
+@each_kind
+@pytest.mark.parametrize("counted", ["forward", "backward"])
+def test_checkpoint_watched_for_half_of_the_time(path: Path, loss: Loss, counted: str) -> None:
+    """A mode on in one of the two forward passes, as that which counts operations, leaves the gradient right."""
+    x = _random(9, seed=1, dtype=torch.float64).to(path.device).requires_grad_()
+    target = _labels(9, dtype=torch.float64).to(path.device)
+    with FlopCounterMode(display=False) if counted == "forward" else nullcontext():
+        out = checkpoint(loss.ours, x, target, use_reentrant=False, reduction="mean", **_options(loss, path))
+    with FlopCounterMode(display=False) if counted == "backward" else nullcontext():
+        out.backward()
+    _, slopes = loss.truth(x.detach(), target)
+    torch.testing.assert_close(x.grad, slopes / 9, check_device=False)
 
 
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss.kernel == "bce"], ids=lambda loss: loss.name)
@@ -183,8 +214,7 @@ def test_goes_to_pytorch(path: Path, launches: list[str], case: Callable[[Tensor
 def test_one_launch_a_pass(kernel_path: Path, launches: list[str], loss: Loss, reduction: str) -> None:
     """Forward and backward are one kernel each, reductions included."""
     x, target = _random(5, 64, seed=1).to(kernel_path.device).requires_grad_(), _labels(5, 64).to(kernel_path.device)
-    options = {k: v.to(x.device) if isinstance(v, Tensor) else v for k, v in loss.options.items()}
-    loss.ours(x, target, reduction=reduction, **options).sum().backward()
+    loss.ours(x, target, reduction=reduction, **_options(loss, kernel_path)).sum().backward()
     assert launches == [loss.kernel, f"{loss.kernel}_backward"]
 
 

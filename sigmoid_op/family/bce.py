@@ -21,14 +21,14 @@ class BCEWithLogitsFunction(Function):
     ) -> Tensor:
         from sigmoid_op.kernels.losses import bce_forward
 
-        ctx.save_for_backward(input, target, weight, pos_weight)
+        fused.save(ctx, input, target, weight, pos_weight)
         ctx.reduction = reduction
         dtype = loss.result_dtype(target.dtype, input.device)
         kernel, op = partial(bce_forward, reduction=reduction, dtype=dtype), partial(_op, reduction=reduction)
         return fused.forward(kernel, op, input, target, weight, pos_weight)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
         from sigmoid_op.kernels.losses import bce_backward
 
         kernel, operators = partial(bce_backward, reduction=ctx.reduction), partial(_gradient, reduction=ctx.reduction)
@@ -64,8 +64,9 @@ def binary_cross_entropy_with_logits(
 
     with the input x, the target y, ``weight`` w and ``pos_weight`` p. Large CUDA tensors take a fused Triton kernel,
     which reads input and target once, and again for the gradient. Loss and gradient keep their digits where they are
-    nearly 0, and sums have the same bits on every run. Everything else goes to PyTorch: float64 beside other dtypes,
-    a target that requires a gradient, and the deprecated ``size_average`` and ``reduce``.
+    nearly 0, and sums have the same bits on every run. At an input of -inf the loss of a positive label is inf, where
+    PyTorch's is NaN. Everything else goes to PyTorch: float64 beside other dtypes, a target that requires a gradient,
+    and the deprecated ``size_average`` and ``reduce``.
 
     Args:
         input: logits, a tensor of any shape.

@@ -19,14 +19,14 @@ class SigmoidFocalLossFunction(Function):
     def forward(ctx: Any, inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
         from sigmoid_op.kernels.losses import focal_forward
 
-        ctx.save_for_backward(inputs, targets)
+        fused.save(ctx, inputs, targets)
         ctx.options = {"alpha": alpha, "gamma": gamma, "reduction": reduction}
         dtype = loss.result_dtype(torch.promote_types(inputs.dtype, targets.dtype), inputs.device)
         kernel, op = partial(focal_forward, **ctx.options, dtype=dtype), partial(torchvision_focal_loss, **ctx.options)
         return fused.forward(kernel, op, inputs, targets)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
         from sigmoid_op.kernels.losses import focal_backward
 
         kernel, operators = partial(focal_backward, **ctx.options), partial(_gradient, **ctx.options)

@@ -16,20 +16,28 @@ from torch import Tensor
 from sigmoid_op import dispatch
 
 
-def forward(kernel: Callable[..., Tensor | None], op: Callable[..., Tensor], *operands: Tensor | None) -> Tensor:
-    """The result, by PyTorch's form of the op where the kernel does not serve."""
-    out = kernel(*operands)
-    return op(*operands) if out is None else out
+def save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Keep them for backward; and leave a gradient undefined that is so, as PyTorch's own operators do."""
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+
+
+def forward(kernel: Callable[..., Tensor | None], op: Callable[..., Tensor], first: Tensor, *others: Any) -> Tensor:
+    """The result, by PyTorch's form of the op where the kernel does not serve, or a mode is to see operators."""
+    out = None if dispatch.is_watched(first) else kernel(first, *others)
+    return op(first, *others) if out is None else out
 
 
 def backward(
-    kernel: Callable[..., Any], operators: Callable[..., Any], grad_out: Tensor, *operands: Tensor | None
+    kernel: Callable[..., Any], operators: Callable[..., Any], grad_out: Tensor | None, *operands: Tensor | None
 ) -> Any:
-    """``kernel(grad_out, *operands)``: the gradient, or one for each operand.
+    """``kernel(grad_out, *operands)``: the gradient, or one for each operand; None where ``grad_out`` is undefined.
 
     By PyTorch's operators where no kernel can read the tensors or the gradient is differentiated again: 16-bit operands
     are widened to float32 and the result is rounded once, as in the kernels.
     """
+    if grad_out is None:
+        return None
     differentiated_again = torch.is_grad_enabled() or dispatch.in_forward_mode()
     tensors = (grad_out, *(x for x in operands if x is not None))
     if not differentiated_again and all(dispatch.readable(x) for x in tensors):

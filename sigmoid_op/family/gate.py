@@ -32,13 +32,15 @@ class SigmoidGateFunction(Function):
     def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
         from sigmoid_op.kernels.gates import sigmoid_gate_forward
 
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, gate)
+        fused.save(ctx, x if ctx.needs_input_grad[1] else None, gate)
         return fused.forward(sigmoid_gate_forward, _op, x, gate)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         from sigmoid_op.kernels.gates import sigmoid_gate_backward, sigmoid_gate_forward
 
+        if grad_out is None:
+            return None, None
         x, gate = ctx.saved_tensors
         if x is None:  # grad_x = grad_out · σ(gate)
             return fused.backward(sigmoid_gate_forward, _op, grad_out, gate), None

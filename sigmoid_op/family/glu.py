@@ -24,12 +24,12 @@ class GLUFunction(Function):
     def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
         from sigmoid_op.kernels.gates import glu_forward
 
-        ctx.save_for_backward(x)
+        fused.save(ctx, x)
         ctx.dim = dim
         return fused.forward(partial(glu_forward, dim=dim), partial(F.glu, dim=dim), x)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, None]:
         from sigmoid_op.kernels.gates import glu_backward
 
         kernel, operators = partial(glu_backward, dim=ctx.dim), partial(_gradient, dim=ctx.dim)

@@ -23,14 +23,14 @@ class LogSigmoidFunction(Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         from sigmoid_op.kernels.losses import logsigmoid_forward
 
-        ctx.save_for_backward(x)
+        fused.save(ctx, x)
         return fused.forward(logsigmoid_forward, F.logsigmoid, x)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_out: Tensor | None) -> Tensor | None:
         from sigmoid_op.kernels.losses import logsigmoid_backward
 
-        grad_in: Tensor = fused.backward(logsigmoid_backward, _gradient, grad_out, *ctx.saved_tensors)
+        grad_in: Tensor | None = fused.backward(logsigmoid_backward, _gradient, grad_out, *ctx.saved_tensors)
         return grad_in
 
 

@@ -23,14 +23,14 @@ class SiLUFunction(Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         from sigmoid_op.kernels.gates import silu_forward
 
-        ctx.save_for_backward(x)
+        fused.save(ctx, x)
         return fused.forward(silu_forward, F.silu, x)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_out: Tensor | None) -> Tensor | None:
         from sigmoid_op.kernels.gates import silu_backward
 
-        grad_in: Tensor = fused.backward(silu_backward, _gradient, grad_out, *ctx.saved_tensors)
+        grad_in: Tensor | None = fused.backward(silu_backward, _gradient, grad_out, *ctx.saved_tensors)
         return grad_in
 
 

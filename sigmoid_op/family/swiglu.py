@@ -40,13 +40,15 @@ class SwiGLUFunction(Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         from sigmoid_op.kernels.gates import swiglu_forward
 
-        ctx.save_for_backward(gate, up if ctx.needs_input_grad[0] else None)
+        fused.save(ctx, gate, up if ctx.needs_input_grad[0] else None)
         return fused.forward(swiglu_forward, _op, gate, up)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         from sigmoid_op.kernels.gates import swiglu_backward, swiglu_forward
 
+        if grad_out is None:
+            return None, None
         gate, up = ctx.saved_tensors
         if up is None:  # grad_up = silu(gate) · grad_out
             return None, fused.backward(lambda g, x: swiglu_forward(x, g), lambda g, x: _op(x, g), grad_out, gate)
@@ -61,14 +63,14 @@ class PackedSwiGLUFunction(Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         from sigmoid_op.kernels.gates import packed_swiglu_forward
 
-        ctx.save_for_backward(x)
+        fused.save(ctx, x)
         return fused.forward(packed_swiglu_forward, _packed_op, x)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_out: Tensor | None) -> Tensor | None:
         from sigmoid_op.kernels.gates import packed_swiglu_backward
 
-        grad_in: Tensor = fused.backward(packed_swiglu_backward, _packed_gradient, grad_out, *ctx.saved_tensors)
+        grad_in: Tensor | None = fused.backward(packed_swiglu_backward, _packed_gradient, grad_out, *ctx.saved_tensors)
         return grad_in
 
 
