@@ -22,6 +22,9 @@ from tests.fake_kernel import FakeKernel
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+# Test files run side by side, each in a process: with a thread for every core in each, they would wait for one another.
+torch.set_num_threads(1)
+
 
 @dataclass(frozen=True)
 class Path:
@@ -140,6 +143,15 @@ def saved_tensors() -> Iterator[list[torch.Tensor]]:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield saved
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """PyTorch's CPU kernels in two threads, before and after."""
+    torch.set_num_threads(2)
+    yield
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -121,6 +121,7 @@ def test_timing_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch, caps
     assert "TRITON_INTERPRET" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_results_hold_all_samples_and_the_environment(
     grid: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,6 +243,7 @@ def test_the_default_command_measures_every_clock_and_provider(tmp_path: Path) -
         assert m.clock != WALL or m.peak_bytes[OURS] >= 2**21
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_training_on_a_cpu_agrees_bit_for_bit(
     fallback: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,6 +43,7 @@ def measured(fallback: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return run
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_every_op_is_measured_and_reported(
     measured: Callable[..., tuple[int, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

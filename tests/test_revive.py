@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,7 @@ from bench.digits import digits
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def threads_unchanged() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    assert torch.get_num_threads() == threads
-
-
-@pytest.mark.usefixtures("threads_unchanged", "fallback")
+@pytest.mark.usefixtures("two_threads", "fallback")
 def test_revive_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Gates that start at +8 have no gradient by nn.Sigmoid or Sigmoid() in bfloat16; with exact_grad they move."""
     assert main(["revive", "--device", "cpu", "--steps", "12", "--seeds", "1", "--out", str(tmp_path)]) == 0
@@ -56,7 +48,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
     return n_ended
 
 
-@pytest.mark.usefixtures("threads_unchanged", "fallback")
+@pytest.mark.usefixtures("two_threads", "fallback")
 @pytest.mark.parametrize("interrupted", [0, 2], indirect=True)
 def test_interrupted_reviving_keeps_the_trainings_that_ended(
     interrupted: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
