@@ -99,7 +99,7 @@ class Replays:
     def cold(self, calls: Sequence[Call]) -> Sampler:
         """Nothing is in L2: each of ``calls`` has its own operands and writes a result of its own.
 
-        Before each replay a copy through buffers larger than L2 throws out what was there. It leaves the mix of clean
+        Before each replay an operator on buffers larger than L2 throws out what was there. It leaves the mix of clean
         and dirty lines that such calls leave behind themselves, so a replay pays for as much writing back as it causes.
         """
         return _replay_sampler(self._capture(calls, keep_results=True), len(calls), self._evict)
@@ -118,7 +118,7 @@ class Replays:
         torch.cuda.synchronize()
 
     def _evict(self) -> None:
-        self._target.copy_(self._source)
+        torch.bitwise_not(self._source, out=self._target)
 
     def _capture(self, calls: Sequence[Call], *, keep_results: bool) -> torch.cuda.CUDAGraph:
         """One CUDA graph of ``calls``. With ``keep_results`` no result takes the memory of an earlier one."""

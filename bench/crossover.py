@@ -4,6 +4,7 @@ A part of ``python -m bench tune``. The library's size threshold is lifted, so i
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from rich.table import Table
@@ -11,7 +12,8 @@ from rich.table import Table
 from bench import clocks, providers
 from bench.cases import DTYPES, Case, Layout, Pass, size_label
 from bench.clocks import Effort
-from bench.providers import OURS, TORCH
+from bench.pace import keep_what_works
+from bench.providers import OURS, TORCH, Provider
 from bench.results import COLD, WALL, Measurement
 from bench.runner import device_time, wall_time
 from bench.verify import verify
@@ -30,15 +32,20 @@ def measure(device: torch.device, sizes: Sequence[int] = SIZES, effort: Effort =
             case = Case(size_label(n_elements), "size", dtype, layout, layout, PASSES)
             rivals = {OURS: providers.ours(), TORCH: providers.pytorch()}
             with providers.kernels_for_all_sizes():
-                for provider in rivals.values():
-                    verify(provider, case, device)
+                failures: dict[str, str] = {}
+                rivals = keep_what_works(partial(_verified, case=case, device=device), rivals, failures)
                 n_operands = max(clocks.calls_per_replay(case.bytes_moved(pass_)) for pass_ in PASSES)
                 operands = [case.inputs(device) for _ in range(n_operands if device.type == "cuda" else 1)]
-                measured = [wall_time(case, pass_, operands[0], rivals, {}, effort) for pass_ in PASSES]
+                measured = [wall_time(case, pass_, operands[0], rivals, failures, effort) for pass_ in PASSES]
                 if device.type == "cuda":
                     for pass_ in PASSES:
-                        measured += device_time(case, pass_, operands, rivals, {}, effort)
+                        measured += device_time(case, pass_, operands, rivals, failures, effort)
             yield from measured
+
+
+def _verified(provider: Provider, case: Case, device: torch.device) -> Provider:
+    verify(provider, case, device)
+    return provider
 
 
 def threshold(measurements: Sequence[Measurement], tolerance: float) -> int | None:

@@ -61,8 +61,16 @@ PARTS: tuple[Part, ...] = (
         "grid", ("bench", "grid"), 190, ("--quick", "--sizes", "1", "2^12", "--dtypes", "bfloat16", "float32"),
         paced=True,
     ),
-    Part("family", ("bench", "grid", "--ops", "all"), 90, ("--quick", "--dtypes", "bfloat16"), paced=True),
+    Part(
+        "family", ("bench", "grid", "--ops", "all", "--no-compile"), 90, ("--quick", "--dtypes", "bfloat16"),
+        paced=True,
+    ),
     Part("recorded", ("bench", "grid", "--cases", "recorded"), 75, ("--quick",), paced=True),
+    # By estimate torch.compile takes half a minute for its 36 graphs, more than all timing here.
+    Part(
+        "compiled", ("bench", "grid", "--ops", "all", "--compile", "--sizes", "2^26", "--dtypes", "bfloat16"), 90,
+        ("--quick", "--no-compile", "--sizes", "2^18"), paced=True,
+    ),
     Part("host", ("bench", "host"), 40, ("--rounds", "3")),
     Part("ways_in", ("bench", "ways_in"), 40),
     Part("digits", ("bench", "train"), 40, ("--steps", "5")),

@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     console.print(crossover.table(record.crossover))
     if rehearse:
         console.print("A rehearsal: these times say nothing about a GPU.")
-    failures = {f"{name}: {reason}" for r in record.races for name, reason in r.failures.items()}
+    measured: list[Measurement | Race] = [*record.crossover, *record.races]
+    failures = {f"{name}: {reason}" for one in measured for name, reason in one.failures.items()}
     for failure in sorted(failures):
         console.print(f"FAILED {failure}", markup=False, highlight=False)
     console.print(f"{record.status}; results in {record.path}", soft_wrap=True, highlight=False)

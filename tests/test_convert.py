@@ -62,7 +62,7 @@ def test_real_models(path: Path, launches: list[str], name: str) -> None:
 
     assert revert(model).replaced == dict.fromkeys(names, nn.Sigmoid)
     launches.clear()
-    torch.testing.assert_close(_step(model, x), expected, rtol=0, atol=0)
+    torch.testing.assert_close(_step(model, x), expected, **tolerance)  # cuDNN may add in another order
     assert launches == []
 
 
