@@ -126,9 +126,9 @@ def _eager_bce(logits: Tensor, target: Tensor, pos_weight: Tensor | None = None)
     return F.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight)
 
 
-# The eager traffic is that of PyTorch's operators, each of which reads its operands and writes its result; counted, as is
-# ours, by tests/test_traffic.py. For the cross-entropy with logits forward: log_sigmoid 2, a tensor of ones 1, sub_ 3,
-# mul_ 3, sub_ 3, mean 1; backward: sigmoid 2, sub_ 3, mul_ 2, div_ 2.
+# The eager traffic is that of PyTorch's operators, each of which reads its operands and writes its result. As ours, it
+# is counted by tests/test_traffic.py. For the cross-entropy with logits forward: log_sigmoid 2, a tensor of ones 1,
+# sub_ 3, mul_ 3, sub_ 3, mean 1; backward: sigmoid 2, sub_ 3, mul_ 2, div_ 2.
 MEMBERS: tuple[Member, ...] = (
     Member("sigmoid_gate", "sigmoid_gate", _two, 2, sigmoid_gate, _eager_gate, Traffic(3, 5), Traffic(5, 9), goal=1.6),
     Member("sigmoid_gate, SE", "sigmoid_gate", _image_and_channel_gate, 2, sigmoid_gate, _eager_gate,
