@@ -1,13 +1,13 @@
-"""The paths a call can take, as fixtures: the fallback, the kernels in Triton's interpreter, the kernels on CUDA."""
+"""The routes a call can take, as fixtures: the fallback, the kernels in Triton's interpreter, the kernels on CUDA."""
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,14 +20,14 @@ if not torch.cuda.is_available():
 from sigmoid_op import dispatch
 from tests.fake_kernel import FakeKernel
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 
 # Test files run side by side, each in a process: with a thread for every core in each, they would wait for one another.
 torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
-class Path:
+class Route:
     """Which implementation a test runs, and on which device."""
 
     name: str
@@ -38,12 +38,12 @@ class Path:
         return self.name != "fallback"
 
 
-FALLBACK = Path("fallback", "cpu")
-INTERPRETER = Path("interpreter", "cpu")
-CUDA = Path("cuda", "cuda")
+FALLBACK = Route("fallback", "cpu")
+INTERPRETER = Route("interpreter", "cpu")
+CUDA = Route("cuda", "cuda")
 
-KERNEL_PATHS = [pytest.param(INTERPRETER, id="interpreter"), pytest.param(CUDA, id="cuda", marks=pytest.mark.gpu)]
-ALL_PATHS = [pytest.param(FALLBACK, id="fallback"), *KERNEL_PATHS]
+KERNEL_ROUTES = [pytest.param(INTERPRETER, id="interpreter"), pytest.param(CUDA, id="cuda", marks=pytest.mark.gpu)]
+ALL_ROUTES = [pytest.param(FALLBACK, id="fallback"), *KERNEL_ROUTES]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,29 +53,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
-def _take(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    if path is INTERPRETER and not dispatch.INTERPRETED:
+def _take(route: Route, monkeypatch: pytest.MonkeyPatch) -> Route:
+    if route is INTERPRETER and not dispatch.INTERPRETED:
         pytest.skip("compiled kernels run in this process; TRITON_INTERPRET=1 runs them in the interpreter")
-    if path is FALLBACK:
+    if route is FALLBACK:
         monkeypatch.setattr(dispatch, "INTERPRETED", False)
     monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 0)
-    return path
+    return route
 
 
-@pytest.fixture(params=ALL_PATHS)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(params=ALL_ROUTES)
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Route:
     """Each implementation in turn, at every size."""
     return _take(request.param, monkeypatch)
 
 
-@pytest.fixture(params=KERNEL_PATHS)
-def kernel_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(params=KERNEL_ROUTES)
+def kernel_route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Route:
     """The Triton kernels, at every size: interpreted, and compiled where there is a GPU."""
     return _take(request.param, monkeypatch)
 
 
 @pytest.fixture
-def fallback(monkeypatch: pytest.MonkeyPatch) -> Path:
+def fallback(monkeypatch: pytest.MonkeyPatch) -> Route:
     """PyTorch's own operators behind our functions."""
     return _take(FALLBACK, monkeypatch)
 

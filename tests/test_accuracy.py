@@ -7,7 +7,7 @@ from torch import Tensor
 from sigmoid_op import SigmoidFunction, sigmoid
 from sigmoid_op.autograd import GradientFunction, SigmoidBackwardFunction
 from sigmoid_op.exact import ExactBackwardFunction
-from tests.conftest import Path
+from tests.conftest import Route
 from tests.ulp import (
     BACKWARD_ULPS,
     FALLBACK_BACKWARD_ULPS,
@@ -18,8 +18,8 @@ from tests.ulp import (
     assert_within_ulps,
     correctly_rounded,
     every_16bit,
-    exact_backward,
-    exact_sigmoid,
+    true_backward,
+    true_sigmoid,
     ulp_error,
 )
 
@@ -40,75 +40,77 @@ def _sample(dtype: torch.dtype) -> Tensor:
 
 def _is_flushed_by_pytorch(x: Tensor) -> Tensor:
     """Where the exact result is subnormal: PyTorch's own kernels, and so the fallback, give 0 for some of these."""
-    exact = exact_sigmoid(x)
+    exact = true_sigmoid(x)
     return (exact > 0) & (exact < torch.finfo(x.dtype).tiny)
 
 
-def _forward_ulps(path: Path, dtype: torch.dtype) -> float:
-    return (FORWARD_ULPS if path.uses_kernels else FALLBACK_FORWARD_ULPS)[dtype]
+def _forward_ulps(route: Route, dtype: torch.dtype) -> float:
+    return (FORWARD_ULPS if route.uses_kernels else FALLBACK_FORWARD_ULPS)[dtype]
 
 
-def _backward_ulps(path: Path, dtype: torch.dtype) -> float:
-    return (BACKWARD_ULPS if path.uses_kernels else FALLBACK_BACKWARD_ULPS)[dtype]
+def _backward_ulps(route: Route, dtype: torch.dtype) -> float:
+    return (BACKWARD_ULPS if route.uses_kernels else FALLBACK_BACKWARD_ULPS)[dtype]
 
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
-def test_forward_of_every_16bit_pattern(path: Path, dtype: torch.dtype) -> None:
+def test_forward_of_every_16bit_pattern(route: Route, dtype: torch.dtype) -> None:
     """All 65,536 patterns, NaNs and infinities included, are within the table's ulps."""
     x = every_16bit(dtype)
-    if not path.uses_kernels:
+    if not route.uses_kernels:
         x = x[~_is_flushed_by_pytorch(x)]
-    assert_within_ulps(sigmoid(x.to(path.device)).cpu(), exact_sigmoid(x), _forward_ulps(path, dtype))
+    assert_within_ulps(sigmoid(x.to(route.device)).cpu(), true_sigmoid(x), _forward_ulps(route, dtype))
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_forward_on_a_dense_sample(path: Path, dtype: torch.dtype) -> None:
+def test_forward_on_a_dense_sample(route: Route, dtype: torch.dtype) -> None:
     """The error is within the table's ulps."""
     x = _sample(dtype)
-    if not path.uses_kernels:
+    if not route.uses_kernels:
         x = x[~_is_flushed_by_pytorch(x)]
-    assert_within_ulps(sigmoid(x.to(path.device)).cpu(), exact_sigmoid(x), _forward_ulps(path, dtype))
+    assert_within_ulps(sigmoid(x.to(route.device)).cpu(), true_sigmoid(x), _forward_ulps(route, dtype))
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_special_values(path: Path, dtype: torch.dtype) -> None:
+def test_special_values(route: Route, dtype: torch.dtype) -> None:
     """σ(±0) = 0.5, σ(inf) = 1, σ(-inf) = 0 without a sign, and NaN stays NaN."""
-    out = sigmoid(torch.tensor(SPECIAL, dtype=dtype, device=path.device)).cpu()
+    out = sigmoid(torch.tensor(SPECIAL, dtype=dtype, device=route.device)).cpu()
     expected = torch.tensor([0.5, 0.5, 1.0, 0.0, float("nan")], dtype=dtype)
     torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
     assert not out[3].signbit()
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_subnormal_results(kernel_path: Path, dtype: torch.dtype) -> None:
+def test_subnormal_results(kernel_route: Route, dtype: torch.dtype) -> None:
     """Results below the smallest normal number are not flushed to zero, down to half the smallest subnormal."""
     info = torch.finfo(dtype)
     x = torch.linspace(-750, -5, 20_001, dtype=torch.float64).to(dtype)
-    exact = exact_sigmoid(x)
+    exact = true_sigmoid(x)
     chosen = (exact < info.tiny) & (exact > 0.51 * info.smallest_normal * info.eps)
     assert chosen.sum() > 10
-    out = sigmoid(x[chosen].to(kernel_path.device)).cpu()
+    out = sigmoid(x[chosen].to(kernel_route.device)).cpu()
     assert (out > 0).all()
     assert_within_ulps(out, exact[chosen], FORWARD_ULPS[dtype])
 
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
-def test_backward_of_every_16bit_out(path: Path, dtype: torch.dtype) -> None:
+def test_backward_of_every_16bit_out(route: Route, dtype: torch.dtype) -> None:
     """grad_out·out·(1 - out) is within the table's ulps for every out from 0 to 1."""
     out = _every_out(dtype)
     generator = torch.Generator().manual_seed(1)
     for grad_out in (torch.ones_like(out), torch.randn(out.shape, generator=generator).to(dtype)):
-        grad_in = _gradient_of(out, grad_out, path)
-        assert_within_ulps(grad_in, exact_backward(grad_out, out), _backward_ulps(path, dtype))
+        grad_in = _gradient_of(out, grad_out, route)
+        assert_within_ulps(grad_in, true_backward(grad_out, out), _backward_ulps(route, dtype))
 
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
 @pytest.mark.parametrize("function", [SigmoidBackwardFunction, ExactBackwardFunction])
-def test_backward_is_correctly_rounded(kernel_path: Path, function: type[GradientFunction], dtype: torch.dtype) -> None:
+def test_backward_is_correctly_rounded(
+    kernel_route: Route, function: type[GradientFunction], dtype: torch.dtype
+) -> None:
     """The 16-bit gradient is the nearest number, subnormal ones included, for every out and 32 values of grad_out."""
     grad_out, out = _pairs(dtype)
-    grad_in = function.apply(grad_out.to(kernel_path.device), out.to(kernel_path.device)).cpu()
-    nearest = correctly_rounded(exact_backward(grad_out, out), dtype)
+    grad_in = function.apply(grad_out.to(kernel_route.device), out.to(kernel_route.device)).cpu()
+    nearest = correctly_rounded(true_backward(grad_out, out), dtype)
     assert torch.equal(grad_in, nearest)
 
 
@@ -116,7 +118,7 @@ def test_backward_is_correctly_rounded(kernel_path: Path, function: type[Gradien
 def test_the_pairs_catch_a_second_rounding(dtype: torch.dtype) -> None:
     """Rounded to float32 first, to nearest or towards zero, some of the gradients would not be the nearest number."""
     grad_out, out = _pairs(dtype)
-    exact = exact_backward(grad_out, out)
+    exact = true_backward(grad_out, out)
     nearest = correctly_rounded(exact, dtype)
     to_nearest = exact.float()
     towards_zero = torch.where(to_nearest.abs() > exact.abs(), to_nearest.nextafter(torch.zeros(())), to_nearest)
@@ -125,13 +127,13 @@ def test_the_pairs_catch_a_second_rounding(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_special_gradients(path: Path, dtype: torch.dtype) -> None:
+def test_special_gradients(route: Route, dtype: torch.dtype) -> None:
     """Signed zeros, infinities and NaN come out of the gradient as IEEE arithmetic has them; inf · 0 is NaN."""
     pairs = torch.cartesian_prod(torch.tensor([*SPECIAL, 1.0, -1.0]), torch.tensor([0.0, 0.01, 0.5, 1.0, torch.nan]))
     grad_out, out = pairs.to(dtype).unbind(1)
     expected = (grad_out.double() * out.double() * (1 - out.double())).to(dtype)
     special = ~expected.isfinite() | (expected == 0)
-    grad_in = _gradient_of(out.contiguous(), grad_out.contiguous(), path)
+    grad_in = _gradient_of(out.contiguous(), grad_out.contiguous(), route)
     torch.testing.assert_close(grad_in[special], expected[special], rtol=0, atol=0, equal_nan=True)
     number = ~expected.isnan()
     assert torch.equal(grad_in[number].signbit(), expected[number].signbit())
@@ -151,18 +153,18 @@ def _pairs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_backward_on_a_dense_sample(path: Path, dtype: torch.dtype) -> None:
+def test_backward_on_a_dense_sample(route: Route, dtype: torch.dtype) -> None:
     """The gradient is that of the saved, rounded out, within the table's ulps."""
     x = _sample(dtype)
-    out = sigmoid(x.to(path.device)).cpu()
+    out = sigmoid(x.to(route.device)).cpu()
     normal = (out > 4 * torch.finfo(dtype).tiny) & out.isfinite()
     out = out[normal]
     grad_out = torch.linspace(-3, 3, out.numel(), dtype=torch.float64).to(dtype)
-    assert_within_ulps(_gradient_of(out, grad_out, path), exact_backward(grad_out, out), _backward_ulps(path, dtype))
+    assert_within_ulps(_gradient_of(out, grad_out, route), true_backward(grad_out, out), _backward_ulps(route, dtype))
 
 
-def _gradient_of(out: Tensor, grad_out: Tensor, path: Path) -> Tensor:
-    grad_in: Tensor = SigmoidBackwardFunction.apply(grad_out.to(path.device), out.to(path.device))
+def _gradient_of(out: Tensor, grad_out: Tensor, route: Route) -> Tensor:
+    grad_in: Tensor = SigmoidBackwardFunction.apply(grad_out.to(route.device), out.to(route.device))
     return grad_in.cpu()
 
 
@@ -182,13 +184,13 @@ def test_the_sample_catches_a_careless_exponential() -> None:
     """A float32 σ whose exponent is rounded once, as ``tl.exp`` does on a GPU, fails the table by far."""
     x = _sample(torch.float32)
     careless = 1 / (1 + torch.exp2((x * -1.4426950408889634).float()))
-    assert ulp_error(careless, exact_sigmoid(x)).max() > 10
+    assert ulp_error(careless, true_sigmoid(x)).max() > 10
 
 
-def test_gradient_uses_the_saved_output(path: Path) -> None:
+def test_gradient_uses_the_saved_output(route: Route) -> None:
     """SigmoidFunction's gradient is that of its own rounded output, element for element."""
-    x = torch.linspace(-4, 4, 33, device=path.device, requires_grad=True)
+    x = torch.linspace(-4, 4, 33, device=route.device, requires_grad=True)
     out = SigmoidFunction.apply(x)
-    grad_out = torch.linspace(1, 2, 33, device=path.device)
+    grad_out = torch.linspace(1, 2, 33, device=route.device)
     (grad_in,) = torch.autograd.grad(out, x, grad_out)
-    assert_within_ulps(grad_in.cpu(), exact_backward(grad_out, out), _backward_ulps(path, torch.float32))
+    assert_within_ulps(grad_in.cpu(), true_backward(grad_out, out), _backward_ulps(route, torch.float32))

@@ -13,7 +13,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from sigmoid_op import Sigmoid, SigmoidFunction, dispatch, sigmoid, sigmoid_
-from tests.conftest import Path
+from tests.conftest import Route
 from tests.models import Cut
 
 Unary = Callable[[Tensor], Tensor]
@@ -23,9 +23,9 @@ every_function = pytest.mark.parametrize(
 )
 
 
-def _leaf(path: Path, *shape: int, seed: int = 0) -> Tensor:
+def _leaf(route: Route, *shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, dtype=torch.float64, generator=generator).to(path.device).requires_grad_()
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(route.device).requires_grad_()
 
 
 def _slope(x: Tensor) -> Tensor:
@@ -35,18 +35,18 @@ def _slope(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("take", [lambda x: x[1:], lambda x: x.t()[1:][:, 1:]], ids=["view", "view of a view"])
-def test_in_place_on_a_view_of_a_leaf(path: Path, take: Unary) -> None:
+def test_in_place_on_a_view_of_a_leaf(route: Route, take: Unary) -> None:
     """torch's error, and the leaf is left as it was."""
-    x = _leaf(path, 4, 4)
+    x = _leaf(route, 4, 4)
     before = x.detach().clone()
     with pytest.raises(RuntimeError, match="a view of a leaf Variable that requires grad"):
         sigmoid_(take(x))
     assert torch.equal(x, before)
 
 
-def test_in_place_on_a_view_without_grad(path: Path) -> None:
+def test_in_place_on_a_view_without_grad(route: Route) -> None:
     """A plain view is overwritten, its base with it, and both count one change."""
-    base = torch.zeros(4, 4, device=path.device)
+    base = torch.zeros(4, 4, device=route.device)
     view = base[1:3]
     sigmoid_(view)
     assert base[1:3].eq(0.5).all()
@@ -54,9 +54,9 @@ def test_in_place_on_a_view_without_grad(path: Path) -> None:
     assert (view._version, base._version) == (1, 1)
 
 
-def test_changing_an_in_place_result_is_an_error(path: Path) -> None:
+def test_changing_an_in_place_result_is_an_error(route: Route) -> None:
     """``sigmoid_`` keeps its result for backward, so changing that afterwards is an error."""
-    x = _leaf(path, 5) * 1
+    x = _leaf(route, 5) * 1
     sigmoid_(x)
     x.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -64,9 +64,9 @@ def test_changing_an_in_place_result_is_an_error(path: Path) -> None:
 
 
 @every_function
-def test_tensor_hooks(path: Path, function: Unary) -> None:
+def test_tensor_hooks(route: Route, function: Unary) -> None:
     """Hooks on the input and the result see both gradients, and what they return takes their place."""
-    leaf = _leaf(path, 5)
+    leaf = _leaf(route, 5)
     seen: list[Tensor] = []
     x = leaf * 1
     x.register_hook(seen.append)
@@ -78,9 +78,9 @@ def test_tensor_hooks(path: Path, function: Unary) -> None:
 
 
 @every_function
-def test_node_and_accumulation_hooks(path: Path, function: Unary) -> None:
+def test_node_and_accumulation_hooks(route: Route, function: Unary) -> None:
     """Hooks of the graph's node run before and after it, and one after accumulation sees the leaf's gradient."""
-    leaf = _leaf(path, 5)
+    leaf = _leaf(route, 5)
     out = function(leaf)
     events: list[str] = []
     assert out.grad_fn is not None
@@ -96,7 +96,7 @@ def test_node_and_accumulation_hooks(path: Path, function: Unary) -> None:
     assert events == ["before", "after", "accumulated"]
 
 
-def test_module_hooks(path: Path) -> None:
+def test_module_hooks(route: Route) -> None:
     """Forward, pre-forward and full backward hooks on a ``Sigmoid`` all run, with its tensors."""
     module = Sigmoid()
     seen: dict[str, Any] = {}
@@ -104,7 +104,7 @@ def test_module_hooks(path: Path) -> None:
     module.register_forward_hook(lambda module, args, out: seen.update(out=out))
     module.register_full_backward_pre_hook(lambda module, grad_out: seen.update(grad_out=grad_out))
     module.register_full_backward_hook(lambda module, grad_in, grad_out: seen.update(grad_in=grad_in))
-    x = _leaf(path, 5)
+    x = _leaf(route, 5)
     out = module(x)
     out.sum().backward()
     torch.testing.assert_close(seen["args"][0], x)
@@ -114,9 +114,9 @@ def test_module_hooks(path: Path) -> None:
 
 
 @every_function
-def test_retain_graph(path: Path, function: Unary) -> None:
+def test_retain_graph(route: Route, function: Unary) -> None:
     """A retained graph gives the same gradient again; a freed one raises."""
-    x = _leaf(path, 5)
+    x = _leaf(route, 5)
     out = function(x)
     out.sum().backward(retain_graph=True)
     out.sum().backward()
@@ -127,10 +127,10 @@ def test_retain_graph(path: Path, function: Unary) -> None:
 
 @every_function
 @pytest.mark.parametrize("order", [1, 2])
-def test_offloading_to_cpu(path: Path, function: Unary, order: int) -> None:
+def test_offloading_to_cpu(route: Route, function: Unary, order: int) -> None:
     """Saved tensors that spend the time until backward on the CPU give the same gradients."""
-    x = _leaf(path, 5)
-    with save_on_cpu(pin_memory=path.device == "cuda"):
+    x = _leaf(route, 5)
+    with save_on_cpu(pin_memory=route.device == "cuda"):
         derivative = function(x)
         for _ in range(order):
             (derivative,) = torch.autograd.grad(derivative.sum(), x, create_graph=True)
@@ -141,10 +141,10 @@ def test_offloading_to_cpu(path: Path, function: Unary, order: int) -> None:
 # Anomaly mode announces itself.
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")
 @every_function
-def test_anomaly_mode(path: Path, function: Unary) -> None:
+def test_anomaly_mode(route: Route, function: Unary) -> None:
     """It finds nothing to complain of in a good gradient, and names the backward that made a NaN."""
     with torch.autograd.detect_anomaly():
-        x = _leaf(path, 5)
+        x = _leaf(route, 5)
         function(x).sum().backward()
         torch.testing.assert_close(x.grad, _slope(x))
         bad = function(x)
@@ -157,9 +157,9 @@ def test_anomaly_mode(path: Path, function: Unary) -> None:
 
 @every_function
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "non-reentrant"])
-def test_checkpoint(path: Path, function: Unary, use_reentrant: bool) -> None:
+def test_checkpoint(route: Route, function: Unary, use_reentrant: bool) -> None:
     """A checkpointed call runs forward again in backward, and its gradients are the same."""
-    x = _leaf(path, 5)
+    x = _leaf(route, 5)
     calls = 0
 
     def block(x: Tensor) -> Tensor:
@@ -176,9 +176,9 @@ def test_checkpoint(path: Path, function: Unary, use_reentrant: bool) -> None:
 
 @every_function
 @pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.MUST_RECOMPUTE])
-def test_selective_checkpoint(path: Path, function: Unary, policy: CheckpointPolicy) -> None:
+def test_selective_checkpoint(route: Route, function: Unary, policy: CheckpointPolicy) -> None:
     """A policy sees ``aten.sigmoid`` and decides whether it is kept or computed again; the gradients are the same."""
-    x = _leaf(path, 5)
+    x = _leaf(route, 5)
     seen: list[tuple[object, bool]] = []
 
     def decide(context: Any, op: object, *args: Any, **kwargs: Any) -> CheckpointPolicy:
@@ -198,12 +198,12 @@ def test_selective_checkpoint(path: Path, function: Unary, policy: CheckpointPol
 
 
 @every_function
-def test_inference_mode(path: Path, function: Unary) -> None:
+def test_inference_mode(route: Route, function: Unary) -> None:
     """Inside, nothing is recorded; a tensor made inside cannot be saved for a gradient outside, as in torch."""
-    x = _leaf(path, 5)
+    x = _leaf(route, 5)
     with torch.inference_mode():
         out = function(x)
-        made_inside = torch.ones(5, device=path.device)
+        made_inside = torch.ones(5, device=route.device)
     assert out.is_inference()
     assert not out.requires_grad
     torch.testing.assert_close(function(made_inside), 1 / (1 + torch.exp(-made_inside)))
@@ -211,18 +211,18 @@ def test_inference_mode(path: Path, function: Unary) -> None:
         function(x) * made_inside
 
 
-def test_in_place_on_an_inference_tensor_outside(path: Path) -> None:
+def test_in_place_on_an_inference_tensor_outside(route: Route) -> None:
     """It raises what torch raises."""
     with torch.inference_mode():
-        x = torch.zeros(5, device=path.device)
+        x = torch.zeros(5, device=route.device)
     with pytest.raises(RuntimeError, match="Inplace update to inference tensor outside InferenceMode"):
         sigmoid_(x)
 
 
 @pytest.mark.parametrize("exact_grad", [False, True])
-def test_an_undefined_gradient_stays_undefined(path: Path, exact_grad: bool) -> None:
+def test_an_undefined_gradient_stays_undefined(route: Route, exact_grad: bool) -> None:
     """What no gradient reaches has none, rather than zeros, with which an optimizer would decay its weights."""
-    x = _leaf(path, 5)
+    x = _leaf(route, 5)
     Cut.apply(sigmoid(x, exact_grad=exact_grad)).sum().backward()
     assert x.grad is None
 
@@ -245,9 +245,9 @@ def _one_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_one_interpreter")
 @every_function
-def test_backward_in_several_threads(path: Path, function: Unary) -> None:
+def test_backward_in_several_threads(route: Route, function: Unary) -> None:
     """One graph, differentiated by four threads at once: each gets the gradient, and the leaf their sum."""
-    x = _leaf(path, 5)
+    x = _leaf(route, 5)
     out = function(x)
     start = threading.Barrier(4)
 
@@ -263,13 +263,13 @@ def test_backward_in_several_threads(path: Path, function: Unary) -> None:
 
 @pytest.mark.usefixtures("_one_interpreter")
 @every_function
-def test_training_in_several_threads(path: Path, function: Unary) -> None:
+def test_training_in_several_threads(route: Route, function: Unary) -> None:
     """Replicas in threads of their own, as in DataParallel: forward and backward at once, one dtype and size each."""
     dtypes = [torch.float32, torch.float64]
     start = threading.Barrier(8)
 
     def replica(index: int) -> tuple[Tensor, Tensor | None]:
-        x = _leaf(path, 3, 100 + index, seed=index).detach().to(dtypes[index % 2]).requires_grad_()
+        x = _leaf(route, 3, 100 + index, seed=index).detach().to(dtypes[index % 2]).requires_grad_()
         start.wait(timeout=30)
         for _ in range(5):
             x.grad = None

@@ -20,6 +20,7 @@ from bench.environment import ROOT
 from bench.providers import COPY, OURS, TORCH, Provider
 from bench.results import COLD, WALL, WARM, Measurement, Results
 from sigmoid_op import dispatch
+from tests.conftest import Route
 
 LEAST_EFFORT = Effort(seconds=0.0, min_rounds=3, max_rounds=3)
 
@@ -261,9 +262,9 @@ def test_training_on_a_cpu_agrees_bit_for_bit(
     assert (tmp_path / "train.png").stat().st_size > 10_000
 
 
-def test_training_through_the_kernels_stays_within_the_tolerance(kernel_path: Any, tmp_path: Path) -> None:
+def test_training_through_the_kernels_stays_within_the_tolerance(kernel_route: Route, tmp_path: Path) -> None:
     """The same through the Triton kernels: the first steps differ by rounding alone."""
-    assert main(["train", "--device", kernel_path.device, "--steps", "3", "--out", str(tmp_path)]) == 0
+    assert main(["train", "--device", kernel_route.device, "--steps", "3", "--out", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "train.json").read_text())["history"]["route"] == "kernel"
 
 

@@ -7,7 +7,6 @@ import threading
 from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from bench.environment import ROOT
 from bench.gpus import GPUS, Prediction
 from bench.verify import WrongResultError
 from sigmoid_op import dispatch, enable
-from tests.conftest import compiling_environment
+from tests.conftest import Route, compiling_environment
 
 COMMANDS = ("grid", "train", "codegen", "host", "ways_in", "accuracy", "proof", "revive", "tune")
 WITH_KERNELS = ("accuracy", "tune", "ways_in")
@@ -78,15 +77,15 @@ def restorable_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("shortest", "restorable_table")
-def test_ways_in_times_every_way(kernel_path: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ways_in_times_every_way(kernel_route: Route, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both passes, all samples of each way; a table; thread and threshold are as they were."""
     before = torch.get_num_threads(), dispatch.MIN_ELEMENTS
-    assert main(["ways_in", "--device", kernel_path.device, "--elements", "64", "--out", str(tmp_path)]) == 0
+    assert main(["ways_in", "--device", kernel_route.device, "--elements", "64", "--out", str(tmp_path)]) == 0
     assert before == (torch.get_num_threads(), dispatch.MIN_ELEMENTS)
     record = json.loads((tmp_path / "ways_in.json").read_text())
     assert (record["schema"], record["kind"], record["n_elements"]) == (1, "ways_in", 64)
     assert record["environment"]["torch_threads"] == 1
-    assert kernel_path.device != "cpu" or record["environment"]["min_elements"] == 65
+    assert kernel_route.device != "cpu" or record["environment"]["min_elements"] == 65
     assert list(record["samples_ns"]) == ["forward", "forward+backward"]
     printed = capsys.readouterr().out
     for samples in record["samples_ns"].values():
@@ -98,10 +97,10 @@ def test_ways_in_times_every_way(kernel_path: Any, tmp_path: Path, capsys: pytes
 
 @pytest.mark.usefixtures("shortest", "restorable_table")
 def test_ways_in_times_only_what_is_right_and_as_claimed(
-    kernel_path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kernel_route: Route, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A function off by a thousandth, and an ``enable()`` that does nothing, end the command before it measures."""
-    line = ["ways_in", "--device", kernel_path.device, "--out", str(tmp_path)]
+    line = ["ways_in", "--device", kernel_route.device, "--out", str(tmp_path)]
 
     def slightly_off(x: Tensor) -> Tensor:
         return torch.sigmoid(x) * 1.001

@@ -18,6 +18,7 @@ from bench.providers import COPY, OURS, TORCH, NotCompiledError, Provider, asser
 from bench.reference import sigmoid64, ulp_error
 from bench.results import COLD, WALL, WARM, Measurement, Spread
 from bench.verify import WrongResultError, verify
+from tests.conftest import Route
 
 CPU = torch.device("cpu")
 LEAST_EFFORT = Effort(seconds=0.0, min_rounds=3, max_rounds=3)
@@ -55,9 +56,9 @@ def test_a_misaligned_view_is_one() -> None:
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES.values(), ids=cases.DTYPES)
-def test_the_tutorial_kernel_is_right(dtype: torch.dtype, kernel_path: Any) -> None:
+def test_the_tutorial_kernel_is_right(dtype: torch.dtype, kernel_route: Route) -> None:
     """The baseline is a sigmoid, for a length that its block size does not divide."""
-    verify(providers.tutorial(), a_case(1500, dtype), torch.device(kernel_path.device))
+    verify(providers.tutorial(), a_case(1500, dtype), torch.device(kernel_route.device))
 
 
 def test_verification_sees_a_result_that_was_never_written() -> None:

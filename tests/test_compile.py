@@ -13,8 +13,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.utils import run_and_get_code
 
 from sigmoid_op import Sigmoid, SigmoidFunction, dispatch, sigmoid, sigmoid_
-from tests.conftest import CUDA, Path
-from tests.ulp import exact_sigmoid
+from tests.conftest import CUDA, Route
+from tests.ulp import true_sigmoid
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),
@@ -51,9 +51,9 @@ def _gate(form: str) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x, y: FORMS[form](x) * y
 
 
-def _operands(path: Path, *shape: int) -> tuple[Tensor, Tensor]:
+def _operands(route: Route, *shape: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(shape, generator=generator).to(path.device).requires_grad_() for _ in range(2))
+    x, y = (torch.randn(shape, generator=generator).to(route.device).requires_grad_() for _ in range(2))
     return x, y
 
 
@@ -61,18 +61,18 @@ def _check_step(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) 
     """Result and gradients of σ(x)·y against float64."""
     out = step(x, y)
     grad_x, grad_y = torch.autograd.grad(out, (x, y), torch.ones_like(out))
-    s, y64 = exact_sigmoid(x), y.detach().cpu().double()
+    s, y64 = true_sigmoid(x), y.detach().cpu().double()
     for result, exact in [(out, s * y64), (grad_x, s * (1 - s) * y64), (grad_y, s)]:
         torch.testing.assert_close(result.detach().cpu().double(), exact, rtol=1e-6, atol=1e-6)
 
 
 @every_form
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_captured_graph(kernel_path: Path, launches: list[str], form: str, dynamic: bool) -> None:
+def test_captured_graph(kernel_route: Route, launches: list[str], form: str, dynamic: bool) -> None:
     """One graph forward and one backward, holding PyTorch's operators; none of our kernels runs or is recorded."""
     recorder = Recorder()
     step = torch.compile(_gate(form), fullgraph=True, dynamic=dynamic, backend=recorder.backend)
-    _check_step(step, *_operands(kernel_path, 3, 5))
+    _check_step(step, *_operands(kernel_route, 3, 5))
     forward, backward = recorder.graphs
     assert forward.count(aten.sigmoid.default) == 1
     assert backward.count(aten.sigmoid_backward.default) == 1
@@ -81,17 +81,17 @@ def test_captured_graph(kernel_path: Path, launches: list[str], form: str, dynam
 
 
 @every_form
-def test_no_recompilation_per_size(kernel_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+def test_no_recompilation_per_size(kernel_route: Route, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """One dynamic graph serves sizes on both sides of the threshold."""
     monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 50)
     step = torch.compile(_gate(form), fullgraph=True, dynamic=True, backend=Recorder().backend)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for shape in [(3, 5), (5, 10), (200, 9)]:
-            _check_step(step, *_operands(kernel_path, *shape))
+            _check_step(step, *_operands(kernel_route, *shape))
 
 
 def test_the_recompilation_check_can_fail() -> None:
-    """A branch on the number of elements, as the eager path has one, is caught."""
+    """A branch on the number of elements, as the eager route has one, is caught."""
     step = torch.compile(
         lambda x: torch.sigmoid(x) if x.numel() >= 50 else x.sigmoid() * 1, dynamic=True, backend="eager"
     )
@@ -101,7 +101,7 @@ def test_the_recompilation_check_can_fail() -> None:
 
 
 @pytest.mark.parametrize("form", ["sigmoid", "SigmoidFunction"])
-def test_transforms_inside(kernel_path: Path, launches: list[str], form: str) -> None:
+def test_transforms_inside(kernel_route: Route, launches: list[str], form: str) -> None:
     """vmap over grad, and jvp, inside a compiled function: no graph break, and the values of σ'."""
     function = FORMS[form]
 
@@ -109,8 +109,8 @@ def test_transforms_inside(kernel_path: Path, launches: list[str], form: str) ->
         per_sample = torch.func.vmap(torch.func.grad(lambda row: function(row).sum()))(x)
         return per_sample * y, torch.func.jvp(function, (x,), (y,))[1]
 
-    x, y = (operand.detach() for operand in _operands(kernel_path, 3, 5))
-    s = exact_sigmoid(x)
+    x, y = (operand.detach() for operand in _operands(kernel_route, 3, 5))
+    s = true_sigmoid(x)
     for result in torch.compile(slopes, fullgraph=True, backend="eager")(x, y):
         torch.testing.assert_close(result.cpu().double(), s * (1 - s) * y.cpu().double(), rtol=1e-6, atol=1e-6)
     assert launches == []
@@ -119,11 +119,11 @@ def test_transforms_inside(kernel_path: Path, launches: list[str], form: str) ->
 # Compiled autograd itself looks at .grad of the tensors that the eager call saved.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("form", ["sigmoid", "SigmoidFunction"])
-def test_compiled_autograd(kernel_path: Path, launches: list[str], form: str) -> None:
+def test_compiled_autograd(kernel_route: Route, launches: list[str], form: str) -> None:
     """Compiled autograd traces the backward of an eager call, whose forward took our kernel, to PyTorch's operator."""
     recorder = Recorder()
     with torch._dynamo.compiled_autograd._enable(torch.compile(fullgraph=True, backend=recorder.backend)):
-        _check_step(_gate(form), *_operands(kernel_path, 3, 5))
+        _check_step(_gate(form), *_operands(kernel_route, 3, 5))
     (backward,) = recorder.graphs
     assert backward.count(aten.sigmoid_backward.default) == 1
     assert launches == ["sigmoid"]
@@ -142,10 +142,10 @@ def _assert_fused(codes: list[str]) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_inductor_fuses_it(kernel_path: Path, launches: list[str], dynamic: bool) -> None:
+def test_inductor_fuses_it(kernel_route: Route, launches: list[str], dynamic: bool) -> None:
     """Inductor's code for σ(x)·y is one kernel forward, sigmoid and multiply in it, and one backward."""
     step = torch.compile(_gate("sigmoid"), fullgraph=True, dynamic=dynamic)
-    _, codes = run_and_get_code(_check_step, step, *_operands(kernel_path, 33, 32))
+    _, codes = run_and_get_code(_check_step, step, *_operands(kernel_route, 33, 32))
     _assert_fused(codes)
     assert launches == []
 

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from sigmoid_op import Sigmoid
 from sigmoid_op.conversion import MODULES, convert, revert
-from tests.conftest import Path
+from tests.conftest import Route
 from tests.models import LSTM, GatedMLP, SqueezeExcitation
 
 # The model, the shape of its input, the names of its sigmoids, and how many run in a forward pass.
@@ -41,23 +41,23 @@ def _step(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 @every_model
-def test_real_models(path: Path, launches: list[str], name: str) -> None:
+def test_real_models(route: Route, launches: list[str], name: str) -> None:
     """In float64 a converted model gives the outputs and gradients it gave; bit for bit where PyTorch's kernels run.
 
     The report names what was replaced, the kernels run where they can, and reverted it is what it was.
     """
     make, shape, names, calls = MODELS[name]
     torch.manual_seed(0)
-    model = make().to(path.device, torch.float64)
-    x = torch.randn(shape, dtype=torch.float64).to(path.device).requires_grad_()
+    model = make().to(route.device, torch.float64)
+    x = torch.randn(shape, dtype=torch.float64).to(route.device).requires_grad_()
     expected = _step(model, x)
     assert launches == []
 
     report = convert(model)
     assert report.replaced == dict.fromkeys(names, Sigmoid)
     got = _step(model, x)
-    assert launches == (["sigmoid"] * calls + ["sigmoid_backward"] * calls if path.uses_kernels else [])
-    tolerance = {"rtol": 1e-12, "atol": 1e-12} if path.uses_kernels else {"rtol": 0, "atol": 0}
+    assert launches == (["sigmoid"] * calls + ["sigmoid_backward"] * calls if route.uses_kernels else [])
+    tolerance = {"rtol": 1e-12, "atol": 1e-12} if route.uses_kernels else {"rtol": 0, "atol": 0}
     torch.testing.assert_close(got, expected, **tolerance)
 
     assert revert(model).replaced == dict.fromkeys(names, nn.Sigmoid)

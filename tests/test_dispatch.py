@@ -12,30 +12,30 @@ from torch import Tensor
 
 import sigmoid_op
 from sigmoid_op import SigmoidFunction, dispatch, sigmoid, sigmoid_
-from tests.conftest import Path, compiling_environment
+from tests.conftest import Route, compiling_environment
 from tests.ulp import FLOAT_DTYPES
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_dense_floats_take_the_kernel(kernel_path: Path, launches: list[str], dtype: torch.dtype) -> None:
+def test_dense_floats_take_the_kernel(kernel_route: Route, launches: list[str], dtype: torch.dtype) -> None:
     """Forward in each of four dtypes, out of place and in place, launches our kernel once."""
-    x = torch.ones(3, 5, dtype=dtype, device=kernel_path.device)
+    x = torch.ones(3, 5, dtype=dtype, device=kernel_route.device)
     sigmoid(x)
     sigmoid_(x.t())
     sigmoid(x.requires_grad_())
     assert launches == ["sigmoid"] * 3
 
 
-def test_small_tensors_take_torch(kernel_path: Path, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_tensors_take_torch(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the threshold torch.sigmoid's own kernel runs; at the threshold ours does."""
     monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 100)
-    sigmoid(torch.ones(99, device=kernel_path.device))
+    sigmoid(torch.ones(99, device=kernel_route.device))
     assert launches == []
-    sigmoid(torch.ones(100, device=kernel_path.device))
+    sigmoid(torch.ones(100, device=kernel_route.device))
     assert launches == ["sigmoid"]
 
 
-def test_the_fallback_launches_nothing(fallback: Path, launches: list[str]) -> None:
+def test_the_fallback_launches_nothing(fallback: Route, launches: list[str]) -> None:
     """On the CPU no kernel runs unless the interpreter is asked for."""
     x = torch.ones(5, requires_grad=True)
     sigmoid(x).sum().backward()
@@ -61,9 +61,9 @@ UNSUPPORTED: dict[str, Callable[[str], Tensor]] = {
 
 
 @pytest.mark.parametrize("kind", UNSUPPORTED)
-def test_what_no_kernel_takes(path: Path, launches: list[str], kind: str) -> None:
+def test_what_no_kernel_takes(route: Route, launches: list[str], kind: str) -> None:
     """torch.sigmoid's own result, bit for bit, or its own error, and no launch."""
-    x = UNSUPPORTED[kind](path.device)
+    x = UNSUPPORTED[kind](route.device)
     try:
         expected = torch.sigmoid(x)
     except RuntimeError as error:
@@ -79,9 +79,9 @@ def _first_words(error: Exception) -> str:
     return re.escape(str(error)[:40])
 
 
-def test_nested_tensors(path: Path, launches: list[str]) -> None:
+def test_nested_tensors(route: Route, launches: list[str]) -> None:
     """Jagged and strided nested tensors keep their type and take no kernel."""
-    parts = [torch.randn(2, 3, device=path.device), torch.randn(4, 3, device=path.device)]
+    parts = [torch.randn(2, 3, device=route.device), torch.randn(4, 3, device=route.device)]
     x = torch.nested.nested_tensor(parts, layout=torch.jagged)
     out = sigmoid(x)
     assert out.is_nested
@@ -89,7 +89,7 @@ def test_nested_tensors(path: Path, launches: list[str]) -> None:
     assert launches == []
 
 
-def test_quantized_tensors(fallback: Path) -> None:
+def test_quantized_tensors(fallback: Route) -> None:
     """A quantized tensor gives torch.sigmoid's quantized result."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch 2.13 deprecates making one; they still exist
@@ -97,20 +97,20 @@ def test_quantized_tensors(fallback: Path) -> None:
     assert torch.equal(sigmoid(x).int_repr(), torch.sigmoid(x).int_repr())
 
 
-def test_meta_and_fake_tensors(path: Path) -> None:
-    """Shape inference works without data: meta tensors, and fake tensors of the path's device."""
+def test_meta_and_fake_tensors(route: Route) -> None:
+    """Shape inference works without data: meta tensors, and fake tensors of the route's device."""
     out = sigmoid(torch.empty(2, 3, device="meta"))
     assert (out.device.type, out.shape) == ("meta", (2, 3))
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        fake = sigmoid(torch.empty(2, 3, device=path.device))
-    assert (fake.device.type, fake.shape) == (path.device, (2, 3))
+        fake = sigmoid(torch.empty(2, 3, device=route.device))
+    assert (fake.device.type, fake.shape) == (route.device, (2, 3))
 
 
 @pytest.mark.parametrize("bad", [3.0, None, [1.0, 2.0], "x"], ids=repr)
 @pytest.mark.parametrize(("ours", "theirs"), [(sigmoid, torch.sigmoid), (sigmoid_, torch.sigmoid_)])
-def test_wrong_types(path: Path, bad: object, ours: Callable[..., Tensor], theirs: Callable[..., Tensor]) -> None:
+def test_wrong_types(route: Route, bad: object, ours: Callable[..., Tensor], theirs: Callable[..., Tensor]) -> None:
     """Not a tensor: torch's TypeError, in torch's words."""
     with pytest.raises(TypeError) as expected:
         theirs(bad)
@@ -119,25 +119,25 @@ def test_wrong_types(path: Path, bad: object, ours: Callable[..., Tensor], their
     assert str(raised.value) == str(expected.value)
 
 
-def test_in_place_on_integers(path: Path) -> None:
+def test_in_place_on_integers(route: Route) -> None:
     """An integer tensor cannot hold the result: torch's error, and the tensor is left as it was."""
-    x = torch.arange(3, device=path.device)
+    x = torch.arange(3, device=route.device)
     with pytest.raises(RuntimeError, match="result type Float can't be cast"):
         sigmoid_(x)
     assert x.tolist() == [0, 1, 2]
 
 
-def test_in_place_on_a_leaf(path: Path) -> None:
+def test_in_place_on_a_leaf(route: Route) -> None:
     """A leaf that requires a gradient: torch's error, and the leaf is left as it was."""
-    x = torch.zeros(3, device=path.device, requires_grad=True)
+    x = torch.zeros(3, device=route.device, requires_grad=True)
     with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
         sigmoid_(x)
     assert x.tolist() == [0, 0, 0]
 
 
-def test_in_place_with_grad(path: Path) -> None:
+def test_in_place_with_grad(route: Route) -> None:
     """Inside a graph, ``sigmoid_`` is differentiated like ``sigmoid``, through views of views too."""
-    leaf = torch.randn(4, 4, device=path.device, requires_grad=True)
+    leaf = torch.randn(4, 4, device=route.device, requires_grad=True)
     x = leaf * 1
     sigmoid_(x[1:][:, 1:])
     (grad,) = torch.autograd.grad(x.sum(), leaf)
@@ -148,32 +148,32 @@ def test_in_place_with_grad(path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3,), (0,)], ids=str)
-def test_out(path: Path, shape: tuple[int, ...]) -> None:
+def test_out(route: Route, shape: tuple[int, ...]) -> None:
     """``out=`` is written, resized where torch resizes it, and returned."""
-    x = torch.randn(3, device=path.device)
-    out = torch.empty(shape, device=path.device)
+    x = torch.randn(3, device=route.device)
+    out = torch.empty(shape, device=route.device)
     assert sigmoid(x, out=out) is out
     torch.testing.assert_close(out, torch.sigmoid(x), rtol=0, atol=0)
 
 
-def test_out_errors(path: Path) -> None:
+def test_out_errors(route: Route) -> None:
     """``out=`` of a dtype that cannot hold the result, and of a call that is differentiated, raise as in torch."""
-    x = torch.randn(3, device=path.device)
+    x = torch.randn(3, device=route.device)
     with pytest.raises(RuntimeError, match="can't be cast"):
-        sigmoid(x, out=torch.empty(3, dtype=torch.int32, device=path.device))
+        sigmoid(x, out=torch.empty(3, dtype=torch.int32, device=route.device))
     with pytest.raises(RuntimeError, match="don't support automatic differentiation"):
-        sigmoid(x.requires_grad_(), out=torch.empty(3, device=path.device))
+        sigmoid(x.requires_grad_(), out=torch.empty(3, device=route.device))
 
 
-def test_keyword_and_positional(path: Path) -> None:
+def test_keyword_and_positional(route: Route) -> None:
     """The signature is torch.sigmoid's: ``input`` by position or by name, ``out`` by name alone."""
-    x = torch.zeros(2, device=path.device)
+    x = torch.zeros(2, device=route.device)
     assert torch.equal(sigmoid(input=x), sigmoid(x))
     with pytest.raises(TypeError):
         sigmoid(x, torch.empty(2))  # type: ignore[call-arg]  # the mistake under test
 
 
-def test_function_and_dispatch_modes_see_the_call(kernel_path: Path, launches: list[str]) -> None:
+def test_function_and_dispatch_modes_see_the_call(kernel_route: Route, launches: list[str]) -> None:
     """A mode that watches operators sees ``sigmoid``, which a launched kernel would hide from it."""
     from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -190,7 +190,7 @@ def test_function_and_dispatch_modes_see_the_call(kernel_path: Path, launches: l
             seen.append(func)
             return func(*args, **(kwargs or {}))
 
-    x = torch.ones(3, device=kernel_path.device)
+    x = torch.ones(3, device=kernel_route.device)
     with FunctionMode():
         sigmoid(x)
     assert torch.sigmoid in seen
@@ -200,19 +200,19 @@ def test_function_and_dispatch_modes_see_the_call(kernel_path: Path, launches: l
     assert launches == []
 
 
-def test_a_default_device_hides_nothing(kernel_path: Path, launches: list[str]) -> None:
+def test_a_default_device_hides_nothing(kernel_route: Route, launches: list[str]) -> None:
     """``torch.set_default_device`` enters a mode, too; it is about new tensors, and kernels run on."""
-    x = torch.randn(5, device=kernel_path.device)
-    with torch.device(kernel_path.device):
+    x = torch.randn(5, device=kernel_route.device)
+    with torch.device(kernel_route.device):
         sigmoid(x)
         sigmoid_op.silu(x)
     assert launches == ["sigmoid", "silu"]
 
 
-def test_inference_mode(path: Path) -> None:
+def test_inference_mode(route: Route) -> None:
     """Inference tensors, which have no version counter, work out of place and in place."""
     with torch.inference_mode():
-        x = torch.zeros(3, device=path.device)
+        x = torch.zeros(3, device=route.device)
         assert sigmoid(x).is_inference()
         assert sigmoid_(x).tolist() == [0.5, 0.5, 0.5]
 

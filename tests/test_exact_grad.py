@@ -17,14 +17,14 @@ from torch.func import grad, hessian, jacfwd, vmap
 from bench.reference import derivative64
 from bench.sweep import ascending
 from sigmoid_op import Sigmoid, dispatch, sigmoid
-from tests.conftest import Path, saved_tensors
+from tests.conftest import Route, saved_tensors
 from tests.ulp import FLOAT_DTYPES, HALF_DTYPES, assert_within_ulps
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 # Of the true derivative, where it is a normal number: the promise of sigmoid's docstring.
 GRADIENT_ULPS = {torch.float16: 2.0, torch.bfloat16: 2.0, torch.float32: 3.0, torch.float64: 3.0}
-# By then out is 1 and the default's gradient exactly 0, on every path; at 0.95 of it neither is.
+# By then out is 1 and the default's gradient exactly 0, on every route; at 0.95 of it neither is.
 DEAD_FROM = {torch.bfloat16: 6.25, torch.float16: 8.3203125, torch.float32: 17.4}
 
 exact_sigmoid = partial(sigmoid, exact_grad=True)
@@ -57,54 +57,54 @@ def _true_derivative(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_gradient_is_the_true_derivative(path: Path, dtype: torch.dtype) -> None:
+def test_gradient_is_the_true_derivative(route: Route, dtype: torch.dtype) -> None:
     """Within 2 ulp in 16 bits and 3 in float32, for every 16-bit number and a dense sample of the wider ones."""
     x = _sample(dtype)
     derivative = _true_derivative(x)
     normal = derivative >= torch.finfo(dtype).tiny
-    gradient = _gradient(x.to(path.device)).cpu()
+    gradient = _gradient(x.to(route.device)).cpu()
     assert_within_ulps(gradient[normal], derivative[normal], GRADIENT_ULPS[dtype])
 
 
 @pytest.mark.parametrize("dtype", DEAD_FROM, ids=str)
-def test_default_is_dead_where_the_exact_one_lives(path: Path, dtype: torch.dtype) -> None:
+def test_default_is_dead_where_the_exact_one_lives(route: Route, dtype: torch.dtype) -> None:
     """From the stated x on the default's gradient is exactly 0; the exact one is not: so the test above can fail."""
-    x = torch.linspace(DEAD_FROM[dtype], 1.9 * DEAD_FROM[dtype], 100, dtype=dtype, device=path.device)
+    x = torch.linspace(DEAD_FROM[dtype], 1.9 * DEAD_FROM[dtype], 100, dtype=dtype, device=route.device)
     assert (_gradient(x, exact_grad=False) == 0).all()
     assert (_gradient(x) > 0).all()
-    alive = torch.tensor([0.95 * DEAD_FROM[dtype]], dtype=dtype, device=path.device)
+    alive = torch.tensor([0.95 * DEAD_FROM[dtype]], dtype=dtype, device=route.device)
     assert _gradient(alive, exact_grad=False) > 0
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_gradient_is_even(path: Path, dtype: torch.dtype) -> None:
+def test_gradient_is_even(route: Route, dtype: torch.dtype) -> None:
     """σ'(-x) and σ'(x) have the same bits, as the same |t| serves both; σ'(±inf) = 0, and NaN stays NaN."""
-    x = torch.cat([torch.linspace(0, 30, 2_049, dtype=dtype), torch.tensor([torch.inf], dtype=dtype)]).to(path.device)
+    x = torch.cat([torch.linspace(0, 30, 2_049, dtype=dtype), torch.tensor([torch.inf], dtype=dtype)]).to(route.device)
     assert torch.equal(_gradient(x), _gradient(-x))
     assert _gradient(x)[-1] == 0
     assert _gradient(x[:1] * torch.nan).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_result_is_that_of_the_default(path: Path, dtype: torch.dtype) -> None:
+def test_result_is_that_of_the_default(route: Route, dtype: torch.dtype) -> None:
     """Only the gradient differs: the results are equal bit for bit."""
-    x = torch.linspace(-110, 110, 5_001, dtype=dtype, device=path.device)
+    x = torch.linspace(-110, 110, 5_001, dtype=dtype, device=route.device)
     assert torch.equal(exact_sigmoid(x.clone().requires_grad_()), sigmoid(x))
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_saves_one_tensor_of_the_input_s_size(path: Path, dtype: torch.dtype) -> None:
+def test_saves_one_tensor_of_the_input_s_size(route: Route, dtype: torch.dtype) -> None:
     """Exactly one tensor is kept, of the dtype and size of the input, and it is neither input nor output."""
-    x = torch.randn(3, 1100, dtype=dtype, device=path.device, requires_grad=True)
+    x = torch.randn(3, 1100, dtype=dtype, device=route.device, requires_grad=True)
     with saved_tensors() as saved:
         out = exact_sigmoid(x)
     assert [(t.dtype, t.shape) for t in saved] == [(dtype, x.shape)]
     assert saved[0].data_ptr() not in (x.data_ptr(), out.data_ptr())
 
 
-def test_kernels_write_both_in_one_pass(kernel_path: Path, launches: list[str]) -> None:
+def test_kernels_write_both_in_one_pass(kernel_route: Route, launches: list[str]) -> None:
     """Forward is one launch that gives out and t; backward one; the second derivative one, and one back through t."""
-    x = torch.randn(7, dtype=torch.float64, device=kernel_path.device, requires_grad=True)
+    x = torch.randn(7, dtype=torch.float64, device=kernel_route.device, requires_grad=True)
     out = exact_sigmoid(x)
     assert launches == ["sigmoid_exact"]
     (gradient,) = torch.autograd.grad(out, x, torch.ones_like(out), create_graph=True)
@@ -114,9 +114,9 @@ def test_kernels_write_both_in_one_pass(kernel_path: Path, launches: list[str]) 
 
 
 @pytest.mark.parametrize("shape", [(), (5, 3)], ids=str)
-def test_gradcheck(path: Path, shape: tuple[int, ...]) -> None:
+def test_gradcheck(route: Route, shape: tuple[int, ...]) -> None:
     """First and second derivatives agree with finite differences: in reverse, forward, mixed and batched modes."""
-    x = (3 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).to(path.device)
+    x = (3 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).to(route.device)
     x.requires_grad_()
     assert gradcheck(
         exact_sigmoid, x, check_forward_ad=True, check_undefined_grad=True, check_batched_grad=True,
@@ -126,9 +126,9 @@ def test_gradcheck(path: Path, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_second_derivative_has_the_sign_of_minus_x(path: Path, dtype: torch.dtype) -> None:
+def test_second_derivative_has_the_sign_of_minus_x(route: Route, dtype: torch.dtype) -> None:
     """σ'' is negative for x > 0 and positive for x < 0, and close to the true value, saturated values included."""
-    x = torch.tensor([-9.0, -7.0, -1.0, 1.0, 7.0, 9.0], dtype=dtype, device=path.device, requires_grad=True)
+    x = torch.tensor([-9.0, -7.0, -1.0, 1.0, 7.0, 9.0], dtype=dtype, device=route.device, requires_grad=True)
     (first,) = torch.autograd.grad(exact_sigmoid(x).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
     x64 = x.detach().cpu().double()
@@ -136,9 +136,9 @@ def test_second_derivative_has_the_sign_of_minus_x(path: Path, dtype: torch.dtyp
     torch.testing.assert_close(second.cpu().double(), true, rtol=8 * torch.finfo(dtype).eps, atol=0)
 
 
-def test_third_derivative(path: Path) -> None:
+def test_third_derivative(route: Route) -> None:
     """Differentiating further works: σ''' = σ'(1 - 6σ')."""
-    x = torch.linspace(-4, 4, 9, dtype=torch.float64, device=path.device, requires_grad=True)
+    x = torch.linspace(-4, 4, 9, dtype=torch.float64, device=route.device, requires_grad=True)
     derivative = exact_sigmoid(x)
     for _ in range(3):
         (derivative,) = torch.autograd.grad(derivative.sum(), x, create_graph=True)
@@ -146,9 +146,9 @@ def test_third_derivative(path: Path) -> None:
     torch.testing.assert_close(derivative, first * (1 - 6 * first))
 
 
-def test_function_transforms(path: Path) -> None:
+def test_function_transforms(route: Route) -> None:
     """grad, vmap, jacfwd and hessian of torch.func see σ' and σ''."""
-    y = torch.linspace(-5, 5, 6, dtype=torch.float64, device=path.device)
+    y = torch.linspace(-5, 5, 6, dtype=torch.float64, device=route.device)
     first = derivative64(y)
     torch.testing.assert_close(vmap(grad(exact_sigmoid))(y), first)
     torch.testing.assert_close(jacfwd(exact_sigmoid)(y), torch.diag(first))
@@ -163,11 +163,11 @@ traces_a_function = pytest.mark.filterwarnings("ignore:.*Function'> should not b
 @traces_a_function
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_gradient_is_exact(path: Path, dtype: torch.dtype) -> None:
+def test_compiled_gradient_is_exact(route: Route, dtype: torch.dtype) -> None:
     """torch.compile takes it in one graph, with dynamic sizes, and its gradient lives where the default's is dead."""
     compiled = torch.compile(exact_sigmoid, fullgraph=True, dynamic=True, backend="aot_eager")
     for n in (7, 12):
-        x = torch.linspace(-20, 20, n, dtype=dtype, device=path.device, requires_grad=True)
+        x = torch.linspace(-20, 20, n, dtype=dtype, device=route.device, requires_grad=True)
         (gradient,) = torch.autograd.grad(compiled(x).sum(), x)
         # In PyTorch's operators, whose float32 σ and product each round a little worse than the kernels.
         assert_within_ulps(gradient.cpu(), derivative64(x.cpu()), GRADIENT_ULPS[dtype] + 1)
@@ -175,9 +175,9 @@ def test_compiled_gradient_is_exact(path: Path, dtype: torch.dtype) -> None:
 
 @traces_a_function
 @pytest.mark.usefixtures("fresh_compiler")
-def test_inductor_fuses_it(path: Path) -> None:
+def test_inductor_fuses_it(route: Route) -> None:
     """Inductor compiles forward and backward to a kernel each; the gradient is still the true derivative."""
-    x = torch.linspace(-16, 16, 64, device=path.device, requires_grad=True)
+    x = torch.linspace(-16, 16, 64, device=route.device, requires_grad=True)
 
     def step() -> Tensor:
         (gradient,) = torch.autograd.grad(torch.compile(exact_sigmoid, fullgraph=True)(x).sum(), x)
@@ -189,27 +189,27 @@ def test_inductor_fuses_it(path: Path) -> None:
     torch.testing.assert_close(gradient.cpu().double(), derivative64(x.cpu()), rtol=4e-6, atol=0)
 
 
-def test_complex_input_raises(path: Path) -> None:
+def test_complex_input_raises(route: Route) -> None:
     """Complex input that is differentiated is refused: there is no |x| to take. Without a gradient it is σ."""
-    x = torch.randn(3, dtype=torch.complex64, device=path.device)
+    x = torch.randn(3, dtype=torch.complex64, device=route.device)
     assert torch.equal(exact_sigmoid(x), torch.sigmoid(x))
     with pytest.raises(TypeError, match="real dtype"):
         exact_sigmoid(x.requires_grad_())
 
 
-def test_without_gradient_it_is_sigmoid(path: Path) -> None:
+def test_without_gradient_it_is_sigmoid(route: Route) -> None:
     """Integers and no_grad behave as with torch.sigmoid: a float32 result for integers, and no graph."""
-    integers = torch.arange(-3, 4, device=path.device)
+    integers = torch.arange(-3, 4, device=route.device)
     assert exact_sigmoid(integers).dtype == torch.float32
     torch.testing.assert_close(exact_sigmoid(integers), torch.sigmoid(integers))
-    x = torch.randn(5, device=path.device, requires_grad=True)
+    x = torch.randn(5, device=route.device, requires_grad=True)
     with torch.no_grad():
         assert not exact_sigmoid(x).requires_grad
     assert not exact_sigmoid(x.detach()).requires_grad
     assert not exact_sigmoid(integers).requires_grad
 
 
-def test_module_keeps_the_choice(path: Path) -> None:
+def test_module_keeps_the_choice(route: Route) -> None:
     """repr, pickle, deepcopy and an FX trace of Sigmoid(exact_grad=True) keep it; the default says nothing of it."""
     module = Sigmoid(exact_grad=True)
     assert repr(module) == "Sigmoid(exact_grad=True)"
@@ -217,15 +217,15 @@ def test_module_keeps_the_choice(path: Path) -> None:
     traced = torch.fx.symbolic_trace(nn.Sequential(module))
     twins: list[Any] = [module, pickle.loads(pickle.dumps(module)), copy.deepcopy(module), traced]
     for twin in twins:
-        x = torch.full((2,), 9.0, dtype=torch.bfloat16, device=path.device, requires_grad=True)
+        x = torch.full((2,), 9.0, dtype=torch.bfloat16, device=route.device, requires_grad=True)
         (gradient,) = torch.autograd.grad(twin(x).sum(), x)
         assert (gradient > 0).all()
 
 
-def test_torchscript_has_the_result_and_pytorchs_gradient(path: Path) -> None:
+def test_torchscript_has_the_result_and_pytorchs_gradient(route: Route) -> None:
     """A scripted and a traced Sigmoid(exact_grad=True) compute σ; their gradient is that of torch.sigmoid."""
     module = Sigmoid(exact_grad=True)
-    x = torch.tensor([-2.0, 0.5, 3.0], device=path.device, requires_grad=True)
+    x = torch.tensor([-2.0, 0.5, 3.0], device=route.device, requires_grad=True)
     want = torch.autograd.grad(torch.sigmoid(x).sum(), x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
@@ -236,11 +236,11 @@ def test_torchscript_has_the_result_and_pytorchs_gradient(path: Path) -> None:
         assert "aten::sigmoid" in str(program.inlined_graph)
 
 
-def test_gradient_in_another_layout(path: Path) -> None:
+def test_gradient_in_another_layout(route: Route) -> None:
     """A grad_out that is expanded, transposed or strided gives the same gradient as a contiguous one."""
-    x = torch.linspace(-9, 9, 24, device=path.device).view(4, 6).requires_grad_()
+    x = torch.linspace(-9, 9, 24, device=route.device).view(4, 6).requires_grad_()
     out = exact_sigmoid(x)
-    for grad_out in (torch.ones(1, device=path.device).expand(4, 6), torch.rand(6, 4, device=path.device).t()):
+    for grad_out in (torch.ones(1, device=route.device).expand(4, 6), torch.rand(6, 4, device=route.device).t()):
         (gradient,) = torch.autograd.grad(out, x, grad_out, retain_graph=True)
         exact = grad_out.cpu().double() * derivative64(x.cpu())
         torch.testing.assert_close(gradient.cpu().double(), exact, rtol=1e-6, atol=0)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +12,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import cpp_extension
 
 from sigmoid_op import Sigmoid, SigmoidFunction, sigmoid, sigmoid_
-from tests.conftest import CUDA, Path
-from tests.ulp import exact_sigmoid
+from tests.conftest import CUDA, Route
+from tests.ulp import true_sigmoid
 
 pytestmark = [
     # Inductor's advice on every GPU that has TF32, about matrix products, of which there are none here.
@@ -57,36 +57,36 @@ def _export(form: str, device: str, *, strict: bool, dynamic: bool) -> ExportedP
 def _assert_gates(function: Callable[..., Any], device: str, rows: int) -> None:
     """``function`` computes σ(x)·y, by comparison with float64."""
     x, y = _operands(device, rows)
-    expected = exact_sigmoid(x) * y.cpu().double()
+    expected = true_sigmoid(x) * y.cpu().double()
     torch.testing.assert_close(function(x, y).cpu().double(), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_export(kernel_path: Path, launches: list[str], form: str, strict: bool, dynamic: bool) -> None:
+def test_export(kernel_route: Route, launches: list[str], form: str, strict: bool, dynamic: bool) -> None:
     """The program is σ and the multiply in PyTorch's operators, for the sizes asked for; exporting launches nothing."""
-    program = _export(form, kernel_path.device, strict=strict, dynamic=dynamic)
+    program = _export(form, kernel_route.device, strict=strict, dynamic=dynamic)
     operators = [node.target for node in program.run_decompositions({}).graph.nodes if node.op == "call_function"]
     assert [op for op in operators if op is not aten.clone.default] == [aten.sigmoid.default, aten.mul.Tensor]
     for rows in (3, 7, 1000) if dynamic else (3,):
-        _assert_gates(program.module(), kernel_path.device, rows)
+        _assert_gates(program.module(), kernel_route.device, rows)
     assert launches == []
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
-def test_aot_inductor(kernel_path: Path, launches: list[str], tmp_path: FilePath) -> None:
+def test_aot_inductor(kernel_route: Route, launches: list[str], tmp_path: Path) -> None:
     """A package compiled ahead of time loads and runs at other sizes, with no kernel of ours in it."""
-    if kernel_path is CUDA and not FilePath(cpp_extension.CUDA_HOME or "", "include", "cuda.h").exists():
+    if kernel_route is CUDA and not Path(cpp_extension.CUDA_HOME or "", "include", "cuda.h").exists():
         pytest.skip("AOTInductor needs the headers of the CUDA toolkit")
-    program = _export("sigmoid", kernel_path.device, strict=False, dynamic=True)
+    program = _export("sigmoid", kernel_route.device, strict=False, dynamic=True)
     package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "gate.pt2"))
-    _assert_gates(torch._inductor.aoti_load_package(package), kernel_path.device, 7)
+    _assert_gates(torch._inductor.aoti_load_package(package), kernel_route.device, 7)
     assert launches == []
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_onnx(fallback: Path, form: str) -> None:
+def test_onnx(fallback: Route, form: str) -> None:
     """The ONNX model has one Sigmoid node, and onnxruntime computes the same with it at another size."""
     pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime runs the exported model")

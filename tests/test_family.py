@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sigmoid_op import SiLU, dispatch, glu, sigmoid_gate, silu, swiglu
-from tests.conftest import Path
+from tests.conftest import Route
 from tests.members import Member, Op, every_call, every_member
 from tests.ulp import FLOAT_DTYPES, PRODUCT_ULPS, assert_within_ulps
 
@@ -44,19 +44,19 @@ PAIRS: dict[str, tuple[Any, Any]] = {
 
 @every_call
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_result(path: Path, launches: list[str], member: Member, variant: str, dtype: torch.dtype) -> None:
+def test_result(route: Route, launches: list[str], member: Member, variant: str, dtype: torch.dtype) -> None:
     """The fallback is PyTorch's, bit for bit; the kernel, one launch, is within the table's ulps of the truth.
 
-    Shape, dtype, device and strides are PyTorch's on every path, and the operands are left as they were.
+    Shape, dtype, device and strides are PyTorch's on every route, and the operands are left as they were.
     """
-    operands = member.operands(variant, dtype, path.device)
+    operands = member.operands(variant, dtype, route.device)
     before = [operand.clone() for operand in operands]
     out, theirs = member.ours(*operands), member.theirs(*operands)
     assert (out.shape, out.dtype, out.device) == (theirs.shape, theirs.dtype, theirs.device)
     assert out.stride() == theirs.stride()
     assert all(map(torch.equal, operands, before))
-    assert launches == ([member.kernels[0]] if path.uses_kernels else [])
-    if path.uses_kernels:
+    assert launches == ([member.kernels[0]] if route.uses_kernels else [])
+    if route.uses_kernels:
         assert_within_ulps(out, member.truth(*operands), PRODUCT_ULPS[dtype])
     else:
         assert torch.equal(out, theirs)
@@ -64,11 +64,11 @@ def test_result(path: Path, launches: list[str], member: Member, variant: str, d
 
 @every_member
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_special_values(path: Path, member: Member, dtype: torch.dtype) -> None:
+def test_special_values(route: Route, member: Member, dtype: torch.dtype) -> None:
     """Infinities, NaN, zeros of both signs and the largest numbers give what PyTorch gives, the sign of a zero too."""
     largest = torch.finfo(dtype).max
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, largest, -largest, 1.0], dtype=dtype)
-    pairs = torch.meshgrid(special.to(path.device), special.to(path.device), indexing="ij")
+    pairs = torch.meshgrid(special.to(route.device), special.to(route.device), indexing="ij")
     operands = member.whole(*pairs)[: member.arity]
     out, theirs = member.ours(*operands), member.theirs(*operands)
     torch.testing.assert_close(out, theirs, equal_nan=True)
@@ -89,19 +89,19 @@ def test_special_values(path: Path, member: Member, dtype: torch.dtype) -> None:
     ids=["complex", "integer", "bool", "no rows", "no columns", "float8"],
 )
 def test_what_no_kernel_takes(
-    kernel_path: Path, launches: list[str], member: Member, convert: Callable[[Tensor], Tensor]
+    kernel_route: Route, launches: list[str], member: Member, convert: Callable[[Tensor], Tensor]
 ) -> None:
     """Other dtypes and empty tensors go to PyTorch, which computes or raises as it does."""
-    operands = tuple(map(convert, member.operands("matrix", torch.float32, kernel_path.device)))
+    operands = tuple(map(convert, member.operands("matrix", torch.float32, kernel_route.device)))
     assert_same_outcome(member.ours, member.theirs, *operands)
     assert launches == []
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(sigmoid_gate, _gate_of), (swiglu, _silu_of)])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_pairs_that_no_kernel_takes(kernel_path: Path, launches: list[str], ours: Op, theirs: Op, pair: str) -> None:
+def test_pairs_that_no_kernel_takes(kernel_route: Route, launches: list[str], ours: Op, theirs: Op, pair: str) -> None:
     """Pairs of two dtypes, two devices, or shapes of which the first is not the result's: as with PyTorch's form."""
-    operands = (x.to(kernel_path.device) if isinstance(x, Tensor) and not x.is_meta else x for x in PAIRS[pair])
+    operands = (x.to(kernel_route.device) if isinstance(x, Tensor) and not x.is_meta else x for x in PAIRS[pair])
     assert_same_outcome(ours, theirs, *operands)
     assert launches == []
 
@@ -109,9 +109,9 @@ def test_pairs_that_no_kernel_takes(kernel_path: Path, launches: list[str], ours
 @pytest.mark.parametrize(
     ("shape", "dim"), [((), -1), ((3, 5), -1), ((3, 4), 0), ((4, 4), 2), ((4, 4), -3), ((4, 4), 1.5), ((4, 4), None)]
 )
-def test_errors_of_glu(path: Path, launches: list[str], shape: tuple[int, ...], dim: Any) -> None:
+def test_errors_of_glu(route: Route, launches: list[str], shape: tuple[int, ...], dim: Any) -> None:
     """A dimension that is not there, of odd size or no number raises F.glu's error, before any launch."""
-    x = torch.ones(shape, device=path.device)
+    x = torch.ones(shape, device=route.device)
     with pytest.raises((RuntimeError, IndexError, TypeError)):
         F.glu(x, dim)
     assert_same_outcome(glu, F.glu, x, dim)
@@ -119,9 +119,9 @@ def test_errors_of_glu(path: Path, launches: list[str], shape: tuple[int, ...], 
 
 
 @pytest.mark.parametrize("shape", [(), (3, 5), (0,), (4, 1)], ids=str)
-def test_errors_of_packed_swiglu(path: Path, launches: list[str], shape: tuple[int, ...]) -> None:
+def test_errors_of_packed_swiglu(route: Route, launches: list[str], shape: tuple[int, ...]) -> None:
     """What has no last dimension of even size raises ValueError, which names the shape; an empty one does not."""
-    x = torch.ones(shape, device=path.device)
+    x = torch.ones(shape, device=route.device)
     if shape == (0,):
         assert swiglu(x).shape == (0,)
     else:
@@ -130,15 +130,15 @@ def test_errors_of_packed_swiglu(path: Path, launches: list[str], shape: tuple[i
     assert launches == []
 
 
-def test_in_place(path: Path, launches: list[str]) -> None:
+def test_in_place(route: Route, launches: list[str]) -> None:
     """silu overwrites its input where told to, by position or by name, and refuses a leaf that requires grad."""
     for call in (lambda x: silu(x, True), lambda x: silu(input=x, inplace=True), SiLU(inplace=True)):
-        x = torch.linspace(-3, 3, 5, device=path.device)
+        x = torch.linspace(-3, 3, 5, device=route.device)
         expected = x.double() * torch.sigmoid(x.double())
         assert call(x) is x
         torch.testing.assert_close(x.double(), expected, rtol=1e-6, atol=0)
     assert launches == []
-    assert_same_outcome(silu, F.silu, torch.ones(3, device=path.device, requires_grad=True), True)
+    assert_same_outcome(silu, F.silu, torch.ones(3, device=route.device, requires_grad=True), True)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(silu, F.silu), (glu, F.glu)])
@@ -150,9 +150,9 @@ def test_signatures(ours: Op, theirs: Op) -> None:
     assert parameters[0] == parameters[1]
 
 
-def test_small_tensors_go_to_pytorch(kernel_path: Path, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_tensors_go_to_pytorch(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The threshold counts the elements of the result's shape, so a small gate does not keep a large x from it."""
-    x, gate = torch.ones(4, 6, device=kernel_path.device), torch.ones(6, device=kernel_path.device)
+    x, gate = torch.ones(4, 6, device=kernel_route.device), torch.ones(6, device=kernel_route.device)
     monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 25)
     for call in (
         lambda: silu(x),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_op import glu, swiglu
-from tests.conftest import Path
+from tests.conftest import Route
 from tests.members import MEMBERS, SIGMOID_GATE, Member, Shapes, every_broadcast, every_member
 from tests.ulp import PRODUCT_GRADIENT_ULPS, PRODUCT_ULPS, assert_within_ulps
 
@@ -86,9 +86,9 @@ def _check(member: Member, operands: tuple[Tensor, ...], launches: list[str], gr
 @every_member
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_one_layout(kernel_path: Path, launches: list[str], member: Member, layout: str, dtype: torch.dtype) -> None:
+def test_one_layout(kernel_route: Route, launches: list[str], member: Member, layout: str, dtype: torch.dtype) -> None:
     """Operands of one layout take the kernels, or PyTorch's operators where every second element is skipped."""
-    operands = tuple(map(LAYOUTS[layout], member.operands("image", dtype, kernel_path.device)))
+    operands = tuple(map(LAYOUTS[layout], member.operands("image", dtype, kernel_route.device)))
     _check(member, operands, launches)
     assert launches == ([] if layout == "every second" else list(member.kernels))
 
@@ -96,27 +96,27 @@ def test_one_layout(kernel_path: Path, launches: list[str], member: Member, layo
 @pytest.mark.parametrize("member", [m for m in MEMBERS if m.arity == 2], ids=lambda member: member.name)
 @pytest.mark.parametrize("first", LAYOUTS)
 @pytest.mark.parametrize("second", LAYOUTS)
-def test_two_layouts(kernel_path: Path, launches: list[str], member: Member, first: str, second: str) -> None:
+def test_two_layouts(kernel_route: Route, launches: list[str], member: Member, first: str, second: str) -> None:
     """The result takes its memory order from where PyTorch's takes it, whoever computes it."""
-    x, gate = member.operands("image", torch.float32, kernel_path.device)
+    x, gate = member.operands("image", torch.float32, kernel_route.device)
     _check(member, (LAYOUTS[first](x), LAYOUTS[second](gate)), launches)
 
 
 @every_member
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_gradient_layouts(kernel_path: Path, launches: list[str], member: Member, layout: str, gradient: str) -> None:
+def test_gradient_layouts(kernel_route: Route, launches: list[str], member: Member, layout: str, gradient: str) -> None:
     """Kernels make the gradients for every layout of the incoming one, the stride-0 one of ``sum()`` included."""
-    operands = tuple(map(LAYOUTS[layout], member.operands("image", torch.float32, kernel_path.device)))
+    operands = tuple(map(LAYOUTS[layout], member.operands("image", torch.float32, kernel_route.device)))
     _check(member, operands, launches, gradient)
     assert launches == list(member.kernels)
 
 
 @every_broadcast
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_broadcast_gates(kernel_path: Path, launches: list[str], variant: str, layout: str) -> None:
+def test_broadcast_gates(kernel_route: Route, launches: list[str], variant: str, layout: str) -> None:
     """A gate that broadcasts is right beside x of every layout, and takes the kernels beside a dense one."""
-    x, gate = SIGMOID_GATE.operands(variant, torch.float32, kernel_path.device)
+    x, gate = SIGMOID_GATE.operands(variant, torch.float32, kernel_route.device)
     for gradient in ("same layout", "one number, expanded"):
         launches.clear()
         _check(SIGMOID_GATE, (LAYOUTS[layout](x), gate), launches, gradient)
@@ -136,11 +136,11 @@ def test_broadcast_gates(kernel_path: Path, launches: list[str], variant: str, l
     ],
 )
 def test_gates_that_no_kernel_takes(
-    kernel_path: Path, launches: list[str], x: tuple[int, ...], gate: tuple[int, ...]
+    kernel_route: Route, launches: list[str], x: tuple[int, ...], gate: tuple[int, ...]
 ) -> None:
     """A gate broadcast in every second dimension goes to PyTorch, and so do batches too small for a program each."""
     member = replace(SIGMOID_GATE, shapes={"": (x, gate)})
-    _check(member, member.operands("", torch.float32, kernel_path.device), launches)
+    _check(member, member.operands("", torch.float32, kernel_route.device), launches)
     assert launches == []
 
 
@@ -162,10 +162,10 @@ TILED: list[tuple[str, Shapes]] = [
 
 @pytest.mark.parametrize(("name", "shapes"), TILED)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-def test_many_tiles(kernel_path: Path, launches: list[str], name: str, shapes: Shapes, channels_last: bool) -> None:
+def test_many_tiles(kernel_route: Route, launches: list[str], name: str, shapes: Shapes, channels_last: bool) -> None:
     """Several tiles along rows, columns and batches, full ones and parts, are each written, and summed once."""
     (member,) = (replace(member, shapes={"": shapes}) for member in MEMBERS if member.name == name)
-    operands = member.operands("", torch.float32, kernel_path.device)
+    operands = member.operands("", torch.float32, kernel_route.device)
     if channels_last:
         if operands[0].dim() < 3:
             pytest.skip("there is no other order")
@@ -180,7 +180,7 @@ def test_many_tiles(kernel_path: Path, launches: list[str], name: str, shapes: S
     ids=["packed swiglu", "glu, last", "glu, middle", "glu, first"],
 )
 def test_halves_are_not_copied(
-    kernel_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[Tensor], Tensor], shape: tuple[int, ...]
+    kernel_route: Route, monkeypatch: pytest.MonkeyPatch, call: Callable[[Tensor], Tensor], shape: tuple[int, ...]
 ) -> None:
     """The kernel reads both halves where they are, and writes both gradients into the one tensor that is returned."""
     from sigmoid_op.kernels import pointwise, prepared, tiled
@@ -196,7 +196,7 @@ def test_halves_are_not_copied(
 
     for template in (pointwise, tiled):
         monkeypatch.setattr(template, "launch_prepared", watch)
-    x = torch.ones(shape, device=kernel_path.device, requires_grad=True)
+    x = torch.ones(shape, device=kernel_route.device, requires_grad=True)
     out = call(x)
     grad_out = torch.ones_like(out)
     (grad_x,) = torch.autograd.grad(out, x, grad_out)
@@ -205,10 +205,10 @@ def test_halves_are_not_copied(
     assert (read_back, written_back) == ({x.data_ptr(), grad_out.data_ptr()}, {grad_x.data_ptr()})
 
 
-def test_poison_catches_an_unwritten_element(kernel_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_poison_catches_an_unwritten_element(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     """The poison can fail a test: a launch that leaves the output alone gives NaN."""
     from sigmoid_op.kernels import pointwise
 
     monkeypatch.setattr(pointwise, "launch_prepared", lambda *args: None)
     with pytest.raises(AssertionError, match="ulp off"):
-        _check(SIGMOID_GATE, SIGMOID_GATE.operands("matrix", torch.float32, kernel_path.device), ["sigmoid_gate"])
+        _check(SIGMOID_GATE, SIGMOID_GATE.operands("matrix", torch.float32, kernel_route.device), ["sigmoid_gate"])

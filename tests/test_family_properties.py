@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sigmoid_op import glu, sigmoid, sigmoid_gate, silu, swiglu
-from tests.conftest import Path
+from tests.conftest import Route
 from tests.ulp import PRODUCT_ULPS, ulp_of
 
-# Few examples, since the interpreter needs milliseconds for each. The fixtures choose a path; nothing in them changes.
+# Few examples, since the interpreter needs milliseconds for each. The fixtures choose a route; nothing in them changes.
 properties = settings(
     deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
@@ -42,9 +42,9 @@ def _assert_close(result: Tensor, expected: Tensor, ulps: float) -> None:
 
 @given(pairs())
 @properties
-def test_halves_of_one_tensor_are_two_tensors(kernel_path: Path, pair: tuple[Tensor, Tensor]) -> None:
+def test_halves_of_one_tensor_are_two_tensors(kernel_route: Route, pair: tuple[Tensor, Tensor]) -> None:
     """glu is sigmoid_gate of the halves, and packed swiglu is swiglu of them, whichever of them a kernel takes."""
-    first, second = (x.to(kernel_path.device) for x in pair)
+    first, second = (x.to(kernel_route.device) for x in pair)
     ulps = 2 * PRODUCT_ULPS[first.dtype]
     for dim in range(-1, first.dim()):
         _assert_close(glu(torch.cat([first, second], dim), dim), sigmoid_gate(first, second), ulps)
@@ -53,9 +53,9 @@ def test_halves_of_one_tensor_are_two_tensors(kernel_path: Path, pair: tuple[Ten
 
 @given(pairs())
 @properties
-def test_swiglu_is_silu_times_up(kernel_path: Path, pair: tuple[Tensor, Tensor]) -> None:
+def test_swiglu_is_silu_times_up(kernel_route: Route, pair: tuple[Tensor, Tensor]) -> None:
     """swiglu(gate, up) is silu(gate)·up within the ulps of both; swiglu(gate, 1) is silu(gate)."""
-    gate, up = (x.to(kernel_path.device) for x in pair)
+    gate, up = (x.to(kernel_route.device) for x in pair)
     exact = silu(gate).double() * up.double()
     _assert_close(swiglu(gate, up), exact, 2 * PRODUCT_ULPS[gate.dtype])
     _assert_close(swiglu(gate, torch.ones_like(gate)), silu(gate), PRODUCT_ULPS[gate.dtype])
@@ -63,9 +63,9 @@ def test_swiglu_is_silu_times_up(kernel_path: Path, pair: tuple[Tensor, Tensor])
 
 @given(pairs())
 @properties
-def test_silu_is_odd_but_for_x(kernel_path: Path, pair: tuple[Tensor, Tensor]) -> None:
+def test_silu_is_odd_but_for_x(kernel_route: Route, pair: tuple[Tensor, Tensor]) -> None:
     """silu(x) - silu(-x) = x, as σ(x) + σ(-x) = 1, within the ulps of the larger of both; silu(x) = x·σ(x)."""
-    x = pair[0].to(kernel_path.device)
+    x = pair[0].to(kernel_route.device)
     x = x[x.isfinite()]
     both = silu(x).double() - silu(-x).double()
     assert bool(((both - x.double()).abs() <= 2 * PRODUCT_ULPS[x.dtype] * ulp_of(x.double(), x.dtype)).all())

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from tests.conftest import Path
+from tests.conftest import Route
 from tests.members import Member, Op, every_member
 from tests.test_compile import Recorder
 
@@ -19,8 +19,8 @@ pytestmark = [
 ]
 
 
-def _operands(member: Member, path: Path, seed: int = 0) -> tuple[Tensor, ...]:
-    return member.operands("matrix", torch.float64, path.device, seed)
+def _operands(member: Member, route: Route, seed: int = 0) -> tuple[Tensor, ...]:
+    return member.operands("matrix", torch.float64, route.device, seed)
 
 
 def _step(op: Op, *operands: Tensor) -> tuple[Tensor, ...]:
@@ -31,9 +31,9 @@ def _step(op: Op, *operands: Tensor) -> tuple[Tensor, ...]:
 
 
 @every_member
-def test_compile(kernel_path: Path, launches: list[str], member: Member) -> None:
+def test_compile(kernel_route: Route, launches: list[str], member: Member) -> None:
     """One graph forward and one backward, holding the operators of PyTorch's form and none of our kernels."""
-    operands = _operands(member, kernel_path)
+    operands = _operands(member, kernel_route)
     graphs = []
     for op in (member.ours, member.theirs):
         recorder = Recorder()
@@ -48,13 +48,13 @@ def test_compile(kernel_path: Path, launches: list[str], member: Member) -> None
 
 
 @every_member
-def test_compiled_sizes(kernel_path: Path, member: Member) -> None:
+def test_compiled_sizes(kernel_route: Route, member: Member) -> None:
     """One dynamic graph serves every number of rows."""
     compiled = torch.compile(member.ours, fullgraph=True, dynamic=True, backend=Recorder().backend)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for repeat in (3, 5, 7):
             operands = tuple(
-                torch.cat([x] * repeat, dim=int(member.halved == 0)) for x in _operands(member, kernel_path)
+                torch.cat([x] * repeat, dim=int(member.halved == 0)) for x in _operands(member, kernel_route)
             )
             torch.testing.assert_close(compiled(*operands), member.truth(*operands), check_device=False)
 
@@ -70,9 +70,9 @@ class _Calling(nn.Module):
 
 @every_member
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
-def test_export(kernel_path: Path, launches: list[str], member: Member, strict: bool) -> None:
+def test_export(kernel_route: Route, launches: list[str], member: Member, strict: bool) -> None:
     """The program holds the operators of PyTorch's form, and computes the same; exporting launches nothing."""
-    operands = _operands(member, kernel_path)
+    operands = _operands(member, kernel_route)
     programs = [torch.export.export(_Calling(op), operands, strict=strict) for op in (member.ours, member.theirs)]
     ours, theirs = ([n.target for n in p.graph.nodes if n.op == "call_function"] for p in programs)
     assert [str(target) for target in ours] == [str(target) for target in theirs]
@@ -81,9 +81,9 @@ def test_export(kernel_path: Path, launches: list[str], member: Member, strict: 
 
 
 @every_member
-def test_transforms(kernel_path: Path, launches: list[str], member: Member) -> None:
+def test_transforms(kernel_route: Route, launches: list[str], member: Member) -> None:
     """grad, vjp, jvp, jacobians both ways, hessian, and vmap over and under them give what PyTorch's form gives."""
-    operands, tangents = _operands(member, kernel_path), _operands(member, kernel_path, seed=1)
+    operands, tangents = _operands(member, kernel_route), _operands(member, kernel_route, seed=1)
 
     def every_transform(op: Op) -> list[object]:
         def loss(x: Tensor) -> Tensor:
@@ -116,11 +116,11 @@ def test_transforms(kernel_path: Path, launches: list[str], member: Member) -> N
 
 
 @every_member
-def test_transforms_after_an_eager_call(kernel_path: Path, launches: list[str], member: Member) -> None:
+def test_transforms_after_an_eager_call(kernel_route: Route, launches: list[str], member: Member) -> None:
     """A result that a kernel computed is differentiated with batches of gradients, and with the pullback of a vjp."""
     results: list[list[Tensor]] = []
     for op in (member.ours, member.theirs):
-        leaves = [operand.requires_grad_() for operand in _operands(member, kernel_path)]
+        leaves = [operand.requires_grad_() for operand in _operands(member, kernel_route)]
         out = op(*leaves)
         batch = torch.stack([torch.ones_like(out), 2 * torch.ones_like(out), out.detach()])
         batched = torch.autograd.grad(out, leaves, batch, is_grads_batched=True, retain_graph=True)
@@ -132,9 +132,9 @@ def test_transforms_after_an_eager_call(kernel_path: Path, launches: list[str], 
 
 @every_member
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
-def test_dual_numbers(path: Path, member: Member, mode: type) -> None:
+def test_dual_numbers(route: Route, member: Member, mode: type) -> None:
     """Tangents pass through, also where no gradient is recorded: the sum of gradient times tangent is theirs."""
-    operands, tangents = _operands(member, path), _operands(member, path, seed=1)
+    operands, tangents = _operands(member, route), _operands(member, route, seed=1)
     with mode(), forward_ad.dual_level():
         duals = map(forward_ad.make_dual, operands, tangents)
         out, tangent = forward_ad.unpack_dual(member.ours(*duals))
@@ -147,18 +147,18 @@ def test_dual_numbers(path: Path, member: Member, mode: type) -> None:
 @every_member
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_forward_over_reverse_of_an_earlier_call(
-    path: Path, launches: list[str], member: Member, create_graph: bool
+    route: Route, launches: list[str], member: Member, create_graph: bool
 ) -> None:
     """A graph made before the dual level began differentiates a dual gradient: a kernel would drop its tangent.
 
     PyTorch's own gradient of silu takes none without create_graph, and says so.
     """
-    leaves = [operand.requires_grad_() for operand in _operands(member, path)]
+    leaves = [operand.requires_grad_() for operand in _operands(member, route)]
     out = member.ours(*leaves)
     grad_out, tangent = torch.ones_like(out), torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(grad_out, tangent.to(out.device))
-        if member.kernels[0] in ("silu", "swiglu") and not path.uses_kernels and not create_graph:
+        if member.kernels[0] in ("silu", "swiglu") and not route.uses_kernels and not create_graph:
             with pytest.raises(NotImplementedError, match="silu_backward"):
                 torch.autograd.grad(out, leaves, dual)
             return
@@ -167,4 +167,4 @@ def test_forward_over_reverse_of_an_earlier_call(
     # A gradient is linear in grad_out.
     exact = [gradient for gradient, _ in member.true_gradients(tangent, *leaves)]
     torch.testing.assert_close(list(member.parts(*tangents)), exact, check_device=False)
-    assert launches == ([member.kernels[0]] if path.uses_kernels else [])
+    assert launches == ([member.kernels[0]] if route.uses_kernels else [])

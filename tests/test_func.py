@@ -12,7 +12,7 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 from sigmoid_op import Sigmoid, SigmoidFunction, functional, sigmoid, sigmoid_
-from tests.conftest import Path
+from tests.conftest import Route
 
 Unary = Callable[[Tensor], Tensor]
 
@@ -21,9 +21,9 @@ every_function = pytest.mark.parametrize(
 )
 
 
-def _input(path: Path, *shape: int) -> Tensor:
+def _input(route: Route, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return (3 * torch.randn(shape, dtype=torch.float64, generator=generator)).to(path.device)
+    return (3 * torch.randn(shape, dtype=torch.float64, generator=generator)).to(route.device)
 
 
 def _derivatives(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -36,18 +36,18 @@ def _derivatives(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @every_function
 @pytest.mark.parametrize("in_dim", [0, 1, 2, -1])
 @pytest.mark.parametrize("out_dim", [0, -1])
-def test_vmap(path: Path, function: Unary, in_dim: int, out_dim: int) -> None:
+def test_vmap(route: Route, function: Unary, in_dim: int, out_dim: int) -> None:
     """Any input and output dimension can be the batch, in chunks too."""
-    x = _input(path, 2, 3, 4)
+    x = _input(route, 2, 3, 4)
     expected = _derivatives(x.movedim(in_dim, 0))[0].movedim(0, out_dim)
     torch.testing.assert_close(vmap(function, in_dims=in_dim, out_dims=out_dim)(x), expected)
     torch.testing.assert_close(vmap(function, in_dims=in_dim, out_dims=out_dim, chunk_size=1)(x), expected)
 
 
 @every_function
-def test_nested_vmap(path: Path, function: Unary) -> None:
+def test_nested_vmap(route: Route, function: Unary) -> None:
     """vmap of vmap, each over another dimension, and vmap over an argument that is not batched."""
-    x = _input(path, 2, 3, 4)
+    x = _input(route, 2, 3, 4)
     out = vmap(vmap(function, in_dims=1), in_dims=1)(x)
     torch.testing.assert_close(out, _derivatives(x.permute(1, 2, 0))[0])
     gated = vmap(lambda shared, y: function(shared) * y, in_dims=(None, 0))(x[0], x)
@@ -55,9 +55,9 @@ def test_nested_vmap(path: Path, function: Unary) -> None:
 
 
 @every_function
-def test_vmap_over_grad(path: Path, function: Unary) -> None:
+def test_vmap_over_grad(route: Route, function: Unary) -> None:
     """Gradients per sample, and per sample and row: vmap over grad, once and twice."""
-    x = _input(path, 5, 3, 4)
+    x = _input(route, 5, 3, 4)
     per_sample = vmap(grad(lambda row: function(row).sum()))(x)
     per_row = vmap(vmap(grad(lambda row: function(row).sum())), in_dims=1, out_dims=1)(x)
     torch.testing.assert_close(per_sample, _derivatives(x)[1])
@@ -65,9 +65,9 @@ def test_vmap_over_grad(path: Path, function: Unary) -> None:
 
 
 @every_function
-def test_first_order_transforms(path: Path, function: Unary) -> None:
+def test_first_order_transforms(route: Route, function: Unary) -> None:
     """grad, vjp, jvp, jacrev and jacfwd all give σ'."""
-    x, v = _input(path, 6), _input(path, 7)[1:]
+    x, v = _input(route, 6), _input(route, 7)[1:]
     s, first, _, _ = _derivatives(x)
     torch.testing.assert_close(grad(lambda x: function(x).sum())(x), first)
     out, pull_back, *_ = vjp(function, x)
@@ -80,18 +80,18 @@ def test_first_order_transforms(path: Path, function: Unary) -> None:
 # PyTorch's own constant folding in linearize warns about a node of its own.
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
 @every_function
-def test_linearize(path: Path, function: Unary) -> None:
+def test_linearize(route: Route, function: Unary) -> None:
     """The result and its linear map, which outlives the transform, are those of σ and σ'."""
-    x, v = _input(path, 6), _input(path, 7)[1:]
+    x, v = _input(route, 6), _input(route, 7)[1:]
     out, push_forward = linearize(function, x)
     s, first, _, _ = _derivatives(x)
     torch.testing.assert_close((out, push_forward(v)), (s, first * v))
 
 
 @every_function
-def test_higher_order_transforms(path: Path, function: Unary) -> None:
+def test_higher_order_transforms(route: Route, function: Unary) -> None:
     """Forward over reverse, reverse over forward, reverse over reverse and hessian give σ''; one more grad, σ'''."""
-    x, v = _input(path, 6), _input(path, 7)[1:]
+    x, v = _input(route, 6), _input(route, 7)[1:]
     _, first, second, third = _derivatives(x)
     slope = grad(lambda x: function(x).sum())
     torch.testing.assert_close(jvp(slope, (x,), (v,)), (first, second * v))
@@ -104,17 +104,17 @@ def test_higher_order_transforms(path: Path, function: Unary) -> None:
 
 @every_function
 @pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])
-def test_vectorized_jacobian(path: Path, function: Unary, strategy: str) -> None:
+def test_vectorized_jacobian(route: Route, function: Unary, strategy: str) -> None:
     """The older ``torch.autograd.functional.jacobian`` batches its gradients through the same formulas."""
-    x = _input(path, 6)
+    x = _input(route, 6)
     jacobian = torch.autograd.functional.jacobian(function, x, vectorize=True, strategy=strategy)
     torch.testing.assert_close(jacobian, torch.diag(_derivatives(x)[1]))
 
 
 @pytest.mark.parametrize("exact_grad", [False, True])
-def test_vectorized_jacobian_is_differentiated(path: Path, exact_grad: bool) -> None:
+def test_vectorized_jacobian_is_differentiated(route: Route, exact_grad: bool) -> None:
     """With ``create_graph``, a batched gradient has a graph of its own, whose gradient is right."""
-    x = _input(path, 6).requires_grad_()
+    x = _input(route, 6).requires_grad_()
     jacobian = torch.autograd.functional.jacobian(
         lambda x: x * sigmoid(x, exact_grad=exact_grad), x, create_graph=True, vectorize=True
     )
@@ -123,24 +123,24 @@ def test_vectorized_jacobian_is_differentiated(path: Path, exact_grad: bool) -> 
     torch.testing.assert_close(second, 2 * slope + x.detach() * curvature)
 
 
-def test_functional_call(path: Path) -> None:
+def test_functional_call(route: Route) -> None:
     """A model with ``Sigmoid`` called with other parameters, batched over samples: gradients per sample."""
-    model = nn.Sequential(nn.Linear(4, 3), Sigmoid()).to(path.device, torch.float64)
-    weights = {name: _input(path, *parameter.shape) for name, parameter in model.named_parameters()}
+    model = nn.Sequential(nn.Linear(4, 3), Sigmoid()).to(route.device, torch.float64)
+    weights = {name: _input(route, *parameter.shape) for name, parameter in model.named_parameters()}
 
     def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
         out: Tensor = functional_call(model, weights, (x,))
         return out.sum()
 
-    x = _input(path, 5, 4)
+    x = _input(route, 5, 4)
     grads = vmap(grad(loss), in_dims=(None, 0))(weights, x)
     slope = _derivatives(x @ weights["0.weight"].T + weights["0.bias"])[1]
     torch.testing.assert_close(grads, {"0.weight": slope[:, :, None] * x[:, None, :], "0.bias": slope})
 
 
-def test_functionalize(path: Path) -> None:
+def test_functionalize(route: Route) -> None:
     """``sigmoid_`` on a view is rewritten out of place by functionalize, and the base sees the result."""
-    x = _input(path, 4, 3)
+    x = _input(route, 4, 3)
 
     def second_row(x: Tensor) -> Tensor:
         x = x.clone()
@@ -164,26 +164,26 @@ def _dual_result(function: Unary, x: Tensor, tangent: Tensor) -> tuple[Tensor, T
     [sigmoid, SigmoidFunction.apply, lambda x: sigmoid_(x.clone())],
     ids=["sigmoid", "SigmoidFunction", "sigmoid_"],
 )
-def test_dual_numbers(path: Path, function: Unary, mode: Callable[[], AbstractContextManager[Any]]) -> None:
+def test_dual_numbers(route: Route, function: Unary, mode: Callable[[], AbstractContextManager[Any]]) -> None:
     """A tangent passes through, also where no gradient is recorded."""
-    x, v = _input(path, 6), _input(path, 7)[1:]
+    x, v = _input(route, 6), _input(route, 7)[1:]
     with mode():
         out, tangent = _dual_result(function, x, v)
     s, first, _, _ = _derivatives(x)
     torch.testing.assert_close((out, tangent), (s, first * v))
 
 
-def test_the_tangent_check_can_fail(kernel_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tangent_check_can_fail(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel launched past autograd drops the tangent, which ``test_dual_numbers`` would see."""
     monkeypatch.setattr(functional, "_watched_by_autograd", lambda x: False)
-    x = _input(kernel_path, 6)
+    x = _input(kernel_route, 6)
     assert _dual_result(sigmoid, x, torch.ones_like(x))[1] is None
 
 
 @every_function
-def test_forward_over_reverse_dual(path: Path, function: Unary) -> None:
+def test_forward_over_reverse_dual(route: Route, function: Unary) -> None:
     """The gradient of a dual number carries the tangent σ''·v."""
-    x, v = _input(path, 6).requires_grad_(), _input(path, 7)[1:]
+    x, v = _input(route, 6).requires_grad_(), _input(route, 7)[1:]
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, v)
         (grad_x,) = torch.autograd.grad(function(dual).sum(), dual, create_graph=True)
@@ -193,11 +193,11 @@ def test_forward_over_reverse_dual(path: Path, function: Unary) -> None:
 
 @every_function
 @pytest.mark.parametrize("fast_mode", [False, True], ids=["slow", "fast"])
-def test_gradcheck_of_every_mode(path: Path, function: Unary, fast_mode: bool) -> None:
+def test_gradcheck_of_every_mode(route: Route, function: Unary, fast_mode: bool) -> None:
     """gradcheck holds forward and reverse, batched and not, with undefined gradients, element by element and fast."""
     assert gradcheck(
         function,
-        _input(path, 2, 3).requires_grad_(),
+        _input(route, 2, 3).requires_grad_(),
         fast_mode=fast_mode,
         check_forward_ad=True,
         check_backward_ad=True,
@@ -209,11 +209,11 @@ def test_gradcheck_of_every_mode(path: Path, function: Unary, fast_mode: bool) -
 
 @every_function
 @pytest.mark.parametrize("fast_mode", [False, True], ids=["slow", "fast"])
-def test_gradgradcheck_of_every_mode(path: Path, function: Unary, fast_mode: bool) -> None:
+def test_gradgradcheck_of_every_mode(route: Route, function: Unary, fast_mode: bool) -> None:
     """The second derivative holds reverse over reverse and forward over reverse, batched too."""
     assert gradgradcheck(
         function,
-        _input(path, 2, 3).requires_grad_(),
+        _input(route, 2, 3).requires_grad_(),
         fast_mode=fast_mode,
         check_fwd_over_rev=True,
         check_rev_over_rev=True,

@@ -22,6 +22,7 @@ from bench.gpu import PARTS, Part, command
 from bench.providers import COPY, OURS, TORCH
 from bench.race import race
 from bench.results import COLD, WALL, Measurement, Results
+from tests.conftest import Route
 
 CPU = torch.device("cpu")
 LEAST_EFFORT = Effort(seconds=0.0, min_rounds=3, max_rounds=3)
@@ -254,7 +255,7 @@ def test_tuning_rehearses_in_the_interpreter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pass_", tune.PASSES)
-def test_variants_are_verified_and_timed(kernel_path: Any, pass_: cases.Pass) -> None:
+def test_variants_are_verified_and_timed(kernel_route: Route, pass_: cases.Pass) -> None:
     """Every hint and the persistent grid give right results; the race holds every sample of every variant."""
     from bench.tune_kernels import Variant
 
@@ -262,13 +263,13 @@ def test_variants_are_verified_and_timed(kernel_path: Any, pass_: cases.Pass) ->
     case = Case("1000", "size", torch.float32, layout, layout)
     candidates = tune.hinted(Variant(512, 4))
     assert len({variant.name for variant in candidates}) == len(candidates) == 18
-    found = race(case, pass_, candidates[::4], torch.device(kernel_path.device), LEAST_EFFORT)
+    found = race(case, pass_, candidates[::4], torch.device(kernel_route.device), LEAST_EFFORT)
     assert set(found.samples_ns) == {TORCH, COPY, OURS, *(variant.name for variant in candidates[::4])}
     assert all(len(samples) == 3 for samples in found.samples_ns.values())
     assert tune.best(candidates[::4], [found]).name == found.fastest
 
 
-def test_a_wrong_variant_is_not_timed(kernel_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_variant_is_not_timed(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     """An element that no block writes: the variant is left out, with the reason; the others are timed."""
     from bench import tune_kernels
     from bench.tune_kernels import Variant
@@ -283,7 +284,7 @@ def test_a_wrong_variant_is_not_timed(kernel_path: Any, monkeypatch: pytest.Monk
     layout = Layout.contiguous([1000])
     case = Case("1000", "size", torch.float32, layout, layout)
     candidates = [Variant(512, 4), Variant(512, 8)]
-    found = race(case, "forward", candidates, torch.device(kernel_path.device), LEAST_EFFORT)
+    found = race(case, "forward", candidates, torch.device(kernel_route.device), LEAST_EFFORT)
     assert set(found.variants) == {"512 elements, 4 warps"}
     assert found.failures["512 elements, 8 warps"].endswith("inf ulp, 5 allowed")
     assert tune.best(candidates, [found]) == candidates[0]

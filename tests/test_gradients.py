@@ -1,4 +1,4 @@
-"""The gradients are those of σ: checked against finite differences in float64, once and twice, on every path."""
+"""The gradients are those of σ: checked against finite differences in float64, once and twice, on every route."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,29 +10,31 @@ from torch.autograd import Function, gradcheck, gradgradcheck
 from torch.autograd.gradcheck import GradcheckError
 
 from sigmoid_op import SigmoidFunction, sigmoid
-from tests.conftest import Path
+from tests.conftest import Route
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 
-def _input(path: Path, *shape: int) -> Tensor:
+def _input(route: Route, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     x = 3 * torch.randn(shape, dtype=torch.float64, generator=generator)
-    return x.to(path.device).requires_grad_()
+    return x.to(route.device).requires_grad_()
 
 
 @pytest.mark.parametrize("function", [SigmoidFunction.apply, sigmoid], ids=["SigmoidFunction", "sigmoid"])
 @pytest.mark.parametrize("shape", [(), (1,), (3, 5), (2, 3, 2)], ids=str)
-def test_first_and_second_derivative(path: Path, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+def test_first_and_second_derivative(
+    route: Route, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]
+) -> None:
     """gradcheck and gradgradcheck hold, undefined gradients included."""
-    x = _input(path, *shape)
+    x = _input(route, *shape)
     assert gradcheck(function, x, check_undefined_grad=True)
     assert gradgradcheck(function, x, check_undefined_grad=True)
 
 
-def test_kernels_compute_each_order(kernel_path: Path, launches: list[str]) -> None:
+def test_kernels_compute_each_order(kernel_route: Route, launches: list[str]) -> None:
     """Forward, backward and double backward each run their fused kernel, and no other."""
-    x = _input(kernel_path, 7)
+    x = _input(kernel_route, 7)
     out = SigmoidFunction.apply(x)
     (grad,) = torch.autograd.grad(out, x, torch.ones_like(out), create_graph=True)
     torch.autograd.grad(grad, x, torch.ones_like(grad))
@@ -40,9 +42,9 @@ def test_kernels_compute_each_order(kernel_path: Path, launches: list[str]) -> N
     assert launches == ["sigmoid", "sigmoid_backward", "sigmoid_double_backward", "sigmoid_backward"]
 
 
-def test_third_derivative(path: Path) -> None:
+def test_third_derivative(route: Route) -> None:
     """Differentiating further works: σ''' = σ'(1 - 6σ + 6σ²)."""
-    x = _input(path, 9)
+    x = _input(route, 9)
     derivative = SigmoidFunction.apply(x)
     for _ in range(3):
         (derivative,) = torch.autograd.grad(derivative.sum(), x, create_graph=True)
@@ -50,9 +52,9 @@ def test_third_derivative(path: Path) -> None:
     torch.testing.assert_close(derivative, s * (1 - s) * (1 - 6 * s + 6 * s * s))
 
 
-def test_complex_gradient(path: Path) -> None:
+def test_complex_gradient(route: Route) -> None:
     """Complex input, which no kernel takes, is differentiated as PyTorch does."""
-    x = torch.randn(4, dtype=torch.complex128, device=path.device, requires_grad=True)
+    x = torch.randn(4, dtype=torch.complex128, device=route.device, requires_grad=True)
     assert gradcheck(SigmoidFunction.apply, x)
     assert gradgradcheck(SigmoidFunction.apply, x)
 

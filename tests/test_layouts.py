@@ -8,15 +8,15 @@ from torch import Tensor
 
 from sigmoid_op import SigmoidFunction, sigmoid, sigmoid_
 from sigmoid_op.dispatch import is_dense
-from tests.conftest import Path
+from tests.conftest import Route
 from tests.ulp import (
     FALLBACK_BACKWARD_ULPS,
     FALLBACK_FORWARD_ULPS,
     FLOAT_DTYPES,
     FORWARD_ULPS,
     assert_within_ulps,
-    exact_backward,
-    exact_sigmoid,
+    true_backward,
+    true_sigmoid,
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -56,25 +56,25 @@ GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _ulps(x: Tensor, path: Path) -> float:
-    """A kernel's error where one takes ``x``; a layout with gaps or overlaps goes to PyTorch on every path."""
-    return (FORWARD_ULPS if path.uses_kernels and is_dense(x) else FALLBACK_FORWARD_ULPS)[x.dtype]
+def _ulps(x: Tensor, route: Route) -> float:
+    """A kernel's error where one takes ``x``; a layout with gaps or overlaps goes to PyTorch on every route."""
+    return (FORWARD_ULPS if route.uses_kernels and is_dense(x) else FALLBACK_FORWARD_ULPS)[x.dtype]
 
 
-def _check_forward(out: Tensor, x: Tensor, path: Path) -> None:
+def _check_forward(out: Tensor, x: Tensor, route: Route) -> None:
     expected = torch.sigmoid(x)
     assert (out.shape, out.dtype, out.device) == (expected.shape, expected.dtype, expected.device)
     assert out.stride() == expected.stride()
-    assert_within_ulps(out.cpu(), exact_sigmoid(x.cpu()), _ulps(x, path))
+    assert_within_ulps(out.cpu(), true_sigmoid(x.cpu()), _ulps(x, route))
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_every_length(path: Path, dtype: torch.dtype, length: int) -> None:
+def test_every_length(route: Route, dtype: torch.dtype, length: int) -> None:
     """Empty, odd and full blocks are written to the last element, and not one element further."""
-    storage = _base(length + 64, dtype=dtype, device=path.device)
+    storage = _base(length + 64, dtype=dtype, device=route.device)
     x = storage[:length].clone()
-    _check_forward(sigmoid(x), x, path)
+    _check_forward(sigmoid(x), x, route)
     behind = storage[length:].clone()
     sigmoid_(storage[:length])
     assert torch.equal(storage[length:], behind)
@@ -82,20 +82,20 @@ def test_every_length(path: Path, dtype: torch.dtype, length: int) -> None:
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_forward(path: Path, dtype: torch.dtype, layout: str) -> None:
+def test_forward(route: Route, dtype: torch.dtype, layout: str) -> None:
     """The result and its strides are torch.sigmoid's; the input is left as it was."""
-    x = LAYOUTS[layout](dtype, path.device)
+    x = LAYOUTS[layout](dtype, route.device)
     before = x.clone()
-    _check_forward(sigmoid(x), x, path)
+    _check_forward(sigmoid(x), x, route)
     assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_backward(path: Path, dtype: torch.dtype, layout: str, gradient: str) -> None:
+def test_backward(route: Route, dtype: torch.dtype, layout: str, gradient: str) -> None:
     """The gradient is right for every layout of the incoming one, the stride-0 one of ``sum()`` included."""
-    x = LAYOUTS[layout](dtype, path.device)
+    x = LAYOUTS[layout](dtype, route.device)
     if gradient == "a row, expanded" and x.dim() == 0:
         pytest.skip("a scalar has no rows")
     x = x.detach().requires_grad_()
@@ -103,13 +103,13 @@ def test_backward(path: Path, dtype: torch.dtype, layout: str, gradient: str) ->
     grad_out = GRADIENTS[gradient](out.detach())
     (grad_in,) = torch.autograd.grad(out, x, grad_out)
     assert grad_in.dtype == dtype
-    assert_within_ulps(grad_in.cpu(), exact_backward(grad_out.cpu(), out.detach().cpu()), FALLBACK_BACKWARD_ULPS[dtype])
+    assert_within_ulps(grad_in.cpu(), true_backward(grad_out.cpu(), out.detach().cpu()), FALLBACK_BACKWARD_ULPS[dtype])
 
 
 @pytest.mark.parametrize("layout", ["transposed", "channels_last", "misaligned", "sliced", "expanded"])
-def test_double_backward(path: Path, layout: str) -> None:
+def test_double_backward(route: Route, layout: str) -> None:
     """The second derivative does not depend on the layout."""
-    x = LAYOUTS[layout](torch.float64, path.device).detach().requires_grad_()
+    x = LAYOUTS[layout](torch.float64, route.device).detach().requires_grad_()
     (grad,) = torch.autograd.grad(SigmoidFunction.apply(x).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(grad.sum(), x)
     s = torch.sigmoid(x.detach())
@@ -118,18 +118,18 @@ def test_double_backward(path: Path, layout: str) -> None:
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("expanded", "overlapping")])
-def test_in_place(path: Path, dtype: torch.dtype, layout: str) -> None:
+def test_in_place(route: Route, dtype: torch.dtype, layout: str) -> None:
     """``sigmoid_`` returns the very tensor, holding the result, and tells autograd that it changed."""
-    x = LAYOUTS[layout](dtype, path.device)
+    x = LAYOUTS[layout](dtype, route.device)
     before, version = x.clone(), x._version
     assert sigmoid_(x) is x
     assert x._version == version + 1
-    assert_within_ulps(x.cpu(), exact_sigmoid(before.cpu()), _ulps(x, path))
+    assert_within_ulps(x.cpu(), true_sigmoid(before.cpu()), _ulps(x, route))
 
 
-def test_in_place_refuses_shared_memory(path: Path) -> None:
+def test_in_place_refuses_shared_memory(route: Route) -> None:
     """Where elements share one place in memory, ``sigmoid_`` raises what torch raises and writes nothing."""
-    x = LAYOUTS["expanded"](torch.float32, path.device)
+    x = LAYOUTS["expanded"](torch.float32, route.device)
     before = x.clone()
     with pytest.raises(RuntimeError, match="single memory location"):
         torch.sigmoid_(x)
@@ -146,11 +146,11 @@ def test_dense_is_what_empty_like_keeps(layout: str) -> None:
     assert is_dense(x) == (kept and layout not in ("sliced", "expanded", "overlapping"))
 
 
-def test_poison_catches_an_unwritten_element(kernel_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_poison_catches_an_unwritten_element(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     """The poison can fail a test: a launch that leaves the output alone gives NaN."""
     from sigmoid_op.kernels import sigmoid as launchers
 
     monkeypatch.setattr(launchers, "launch", lambda *args: None)
-    x = torch.zeros(3, device=kernel_path.device)
+    x = torch.zeros(3, device=kernel_route.device)
     with pytest.raises(AssertionError, match="ulp off"):
-        _check_forward(sigmoid(x), x, kernel_path)
+        _check_forward(sigmoid(x), x, kernel_route)

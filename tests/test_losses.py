@@ -17,7 +17,7 @@ from sigmoid_op.family.bce import binary_cross_entropy_with_logits
 from sigmoid_op.family.focal import sigmoid_focal_loss
 from sigmoid_op.family.logsigmoid import logsigmoid
 from sigmoid_op.loss_modules import BCEWithLogitsLoss, LogSigmoid, SigmoidFocalLoss
-from tests.conftest import Path
+from tests.conftest import Route
 from tests.losses import BCE, FOCAL, LOSSES, REDUCTIONS, Loss, Op, each_kind, torch_focal
 from tests.models import Cut
 
@@ -36,9 +36,9 @@ def _labels(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(3)).mul(1.5).sub(0.25).clamp(0, 1).to(dtype)
 
 
-def _options(loss: Loss, path: Path) -> dict[str, Any]:
+def _options(loss: Loss, route: Route) -> dict[str, Any]:
     """Of the loss, its weights being on the device."""
-    return {k: v.to(path.device) if isinstance(v, Tensor) else v for k, v in loss.options.items()}
+    return {k: v.to(route.device) if isinstance(v, Tensor) else v for k, v in loss.options.items()}
 
 
 def _assert_same_outcome(ours: Op, theirs: Op, *args: Any, **options: Any) -> None:
@@ -64,14 +64,14 @@ def _parameters(op: Op) -> list[tuple[str, Any]]:
 @pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
 @pytest.mark.parametrize("target_dtype", [*FLOATS, torch.int64, torch.bool], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_dtypes(path: Path, dtype: torch.dtype, target_dtype: torch.dtype, autocast: bool) -> None:
+def test_dtypes(route: Route, dtype: torch.dtype, target_dtype: torch.dtype, autocast: bool) -> None:
     """For each pair of dtypes the result has PyTorch's, with and without autocast, or the error is PyTorch's.
 
     The gradient has the dtype of the input.
     """
-    x = torch.linspace(-5, 5, 12, device=path.device, dtype=dtype).requires_grad_()
-    target = (torch.arange(12, device=path.device) % 2).to(target_dtype)
-    with torch.autocast(path.device, dtype=torch.bfloat16, enabled=autocast):
+    x = torch.linspace(-5, 5, 12, device=route.device, dtype=dtype).requires_grad_()
+    target = (torch.arange(12, device=route.device) % 2).to(target_dtype)
+    with torch.autocast(route.device, dtype=torch.bfloat16, enabled=autocast):
         _assert_same_outcome(logsigmoid, F.logsigmoid, x)
         _assert_same_outcome(BCE.ours, BCE.theirs, x, target)
         _assert_same_outcome(FOCAL.ours, FOCAL.theirs, x, target)
@@ -84,21 +84,21 @@ def test_dtypes(path: Path, dtype: torch.dtype, target_dtype: torch.dtype, autoc
 
 
 @each_kind
-def test_an_undefined_gradient_stays_undefined(path: Path, loss: Loss) -> None:
+def test_an_undefined_gradient_stays_undefined(route: Route, loss: Loss) -> None:
     """What no gradient reaches has none, rather than zeros."""
-    x = _random(5, seed=1).to(path.device).requires_grad_()
-    Cut.apply(loss.ours(x, torch.ones_like(x), **_options(loss, path))).sum().backward()
+    x = _random(5, seed=1).to(route.device).requires_grad_()
+    Cut.apply(loss.ours(x, torch.ones_like(x), **_options(loss, route))).sum().backward()
     assert x.grad is None
 
 
 @each_kind
 @pytest.mark.parametrize("counted", ["forward", "backward"])
-def test_checkpoint_watched_for_half_of_the_time(path: Path, loss: Loss, counted: str) -> None:
+def test_checkpoint_watched_for_half_of_the_time(route: Route, loss: Loss, counted: str) -> None:
     """A mode on in one of the two forward passes, as that which counts operations, leaves the gradient right."""
-    x = _random(9, seed=1, dtype=torch.float64).to(path.device).requires_grad_()
-    target = _labels(9, dtype=torch.float64).to(path.device)
+    x = _random(9, seed=1, dtype=torch.float64).to(route.device).requires_grad_()
+    target = _labels(9, dtype=torch.float64).to(route.device)
     with FlopCounterMode(display=False) if counted == "forward" else nullcontext():
-        out = checkpoint(loss.ours, x, target, use_reentrant=False, reduction="mean", **_options(loss, path))
+        out = checkpoint(loss.ours, x, target, use_reentrant=False, reduction="mean", **_options(loss, route))
     with FlopCounterMode(display=False) if counted == "backward" else nullcontext():
         out.backward()
     _, slopes = loss.truth(x.detach(), target)
@@ -107,7 +107,7 @@ def test_checkpoint_watched_for_half_of_the_time(path: Path, loss: Loss, counted
 
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss.kernel == "bce"], ids=lambda loss: loss.name)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_fallback_of_bce_is_pytorch(fallback: Path, loss: Loss, reduction: str) -> None:
+def test_fallback_of_bce_is_pytorch(fallback: Route, loss: Loss, reduction: str) -> None:
     """Where no kernel serves, results and gradients are PyTorch's to the last bit."""
     x, target = _random(7, 9, seed=1).requires_grad_(), _labels(7, 9)
     results = [op(x, target, reduction=reduction, **loss.options) for op in (loss.ours, loss.theirs)]
@@ -117,7 +117,7 @@ def test_fallback_of_bce_is_pytorch(fallback: Path, loss: Loss, reduction: str) 
 
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss.kernel == "focal"], ids=lambda loss: loss.name)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_fallback_of_the_focal_loss_is_its_definition(fallback: Path, loss: Loss, reduction: str) -> None:
+def test_fallback_of_the_focal_loss_is_its_definition(fallback: Route, loss: Loss, reduction: str) -> None:
     """Where no kernel serves, results and gradients are those of the formula, in the operations of torchvision."""
     x, target = _random(63, seed=1, dtype=torch.float64).requires_grad_(), _labels(63, dtype=torch.float64)
     out = loss.ours(x, target, reduction=reduction, **loss.options)
@@ -128,10 +128,10 @@ def test_fallback_of_the_focal_loss_is_its_definition(fallback: Path, loss: Loss
     torch.testing.assert_close(gradient, slopes / (63 if reduction == "mean" else 1), rtol=1e-9, atol=1e-12)
 
 
-def test_focal_loss_is_torchvisions(path: Path) -> None:
+def test_focal_loss_is_torchvisions(route: Route) -> None:
     """Signature, values and errors are those of torchvision's own function, where it is installed."""
     theirs = pytest.importorskip("torchvision.ops").sigmoid_focal_loss
-    x, target = _random(5, 9, seed=1).to(path.device), _labels(5, 9).to(path.device)
+    x, target = _random(5, 9, seed=1).to(route.device), _labels(5, 9).to(route.device)
     for options in (
         {},
         {"alpha": -1, "gamma": 0},
@@ -166,17 +166,17 @@ BAD_ARGUMENTS: dict[str, Callable[[Tensor], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("bad", BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS.keys())
-def test_errors_of_bce(path: Path, launches: list[str], bad: Callable[[Tensor], dict[str, Any]]) -> None:
+def test_errors_of_bce(route: Route, launches: list[str], bad: Callable[[Tensor], dict[str, Any]]) -> None:
     """What PyTorch refuses is refused with its error, before any launch; what it takes, it takes."""
-    x = torch.ones(3, 4, device=path.device)
+    x = torch.ones(3, 4, device=route.device)
     arguments = {"input": x, "target": torch.ones_like(x)} | bad(x)
     _assert_same_outcome(binary_cross_entropy_with_logits, F.binary_cross_entropy_with_logits, **arguments)
     assert launches == []
 
 
-def test_errors_of_focal_loss(path: Path, launches: list[str]) -> None:
+def test_errors_of_focal_loss(route: Route, launches: list[str]) -> None:
     """An alpha out of range, an unknown reduction and a mismatch of shapes raise ValueError before any launch."""
-    x = torch.ones(3, 4, device=path.device)
+    x = torch.ones(3, 4, device=route.device)
     for arguments in ((x, 1.5), (x, 0.25, 2, "average"), (x[:2],)):
         with pytest.raises(ValueError, match=r"Invalid alpha|Invalid Value for arg 'reduction'|Target size"):
             sigmoid_focal_loss(x, *arguments)
@@ -196,9 +196,9 @@ GOES_TO_PYTORCH: dict[str, Callable[[Tensor], dict[str, Any]]] = {
 
 @pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")  # PyTorch's, which we pass on
 @pytest.mark.parametrize("case", GOES_TO_PYTORCH.values(), ids=GOES_TO_PYTORCH.keys())
-def test_goes_to_pytorch(path: Path, launches: list[str], case: Callable[[Tensor], dict[str, Any]]) -> None:
+def test_goes_to_pytorch(route: Route, launches: list[str], case: Callable[[Tensor], dict[str, Any]]) -> None:
     """What no kernel takes has PyTorch's result, bit for bit, and PyTorch's gradient of the target."""
-    x = torch.linspace(-2, 2, 12, device=path.device).view(3, 4)
+    x = torch.linspace(-2, 2, 12, device=route.device).view(3, 4)
     arguments = {"input": x, "target": torch.ones_like(x)} | case(x)
     differentiable = [v for v in arguments.values() if isinstance(v, Tensor) and v.requires_grad]
     results = [op(**arguments) for op in (binary_cross_entropy_with_logits, F.binary_cross_entropy_with_logits)]
@@ -211,16 +211,16 @@ def test_goes_to_pytorch(path: Path, launches: list[str], case: Callable[[Tensor
 
 @each_kind
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_one_launch_a_pass(kernel_path: Path, launches: list[str], loss: Loss, reduction: str) -> None:
+def test_one_launch_a_pass(kernel_route: Route, launches: list[str], loss: Loss, reduction: str) -> None:
     """Forward and backward are one kernel each, reductions included."""
-    x, target = _random(5, 64, seed=1).to(kernel_path.device).requires_grad_(), _labels(5, 64).to(kernel_path.device)
-    loss.ours(x, target, reduction=reduction, **_options(loss, kernel_path)).sum().backward()
+    x, target = _random(5, 64, seed=1).to(kernel_route.device).requires_grad_(), _labels(5, 64).to(kernel_route.device)
+    loss.ours(x, target, reduction=reduction, **_options(loss, kernel_route)).sum().backward()
     assert launches == [loss.kernel, f"{loss.kernel}_backward"]
 
 
-def test_small_tensors_go_to_pytorch(kernel_path: Path, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_tensors_go_to_pytorch(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the threshold nothing is launched."""
-    x = torch.ones(4, 6, device=kernel_path.device)
+    x = torch.ones(4, 6, device=kernel_route.device)
     monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 25)
     for call in (lambda: logsigmoid(x), lambda: BCE.ours(x, x), lambda: FOCAL.ours(x, x)):
         call()
@@ -266,17 +266,17 @@ def _check_against_float64(loss: Op, theirs: Op, x: Tensor, target: Tensor, **we
 
 @pytest.mark.parametrize("loss", [BCE, FOCAL], ids=lambda loss: loss.name)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_layouts(path: Path, loss: Loss, layout: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+def test_layouts(route: Route, loss: Loss, layout: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
     """Every memory layout has the right result and gradient, PyTorch's strides, and every element written."""
-    x, target = layout(_random(*SHAPE, seed=1).to(path.device), _labels(*SHAPE).to(path.device))
+    x, target = layout(_random(*SHAPE, seed=1).to(route.device), _labels(*SHAPE).to(route.device))
     _check_against_float64(loss.ours, loss.theirs, x, target)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", WEIGHTS, ids=str)
-def test_weights_broadcast(path: Path, shape: tuple[int, ...], layout: str) -> None:
+def test_weights_broadcast(route: Route, shape: tuple[int, ...], layout: str) -> None:
     """``weight`` and ``pos_weight`` of every shape that broadcasts to the input do what they do in PyTorch."""
-    x, target = LAYOUTS[layout](_random(*SHAPE, seed=1).to(path.device), _labels(*SHAPE).to(path.device))
+    x, target = LAYOUTS[layout](_random(*SHAPE, seed=1).to(route.device), _labels(*SHAPE).to(route.device))
     ours, theirs = binary_cross_entropy_with_logits, F.binary_cross_entropy_with_logits
     _check_against_float64(ours, theirs, x, target, weight=_weights(x, *shape), pos_weight=_weights(x, 3, 1, 1))
 
@@ -291,9 +291,9 @@ def _module_calls(device: str) -> list[tuple[nn.Module, nn.Module, tuple[Tensor,
     ]
 
 
-def test_modules(path: Path) -> None:
+def test_modules(route: Route) -> None:
     """The modules give what PyTorch's give, have their state, and serve in place of them: swapped, scripted, traced."""
-    for ours, theirs, operands in _module_calls(path.device):
+    for ours, theirs, operands in _module_calls(route.device):
         expected = theirs(*operands)
         torch.testing.assert_close(ours(*operands), expected)
         assert isinstance(ours, type(theirs))
@@ -305,9 +305,9 @@ def test_modules(path: Path) -> None:
         torch.testing.assert_close(theirs(*operands), expected)
 
 
-def test_focal_module(path: Path) -> None:
+def test_focal_module(route: Route) -> None:
     """SigmoidFocalLoss passes its options on, shows them, and can be traced and scripted."""
-    x, target = _random(4, 6, seed=1).to(path.device), _labels(4, 6).to(path.device)
+    x, target = _random(4, 6, seed=1).to(route.device), _labels(4, 6).to(route.device)
     module = SigmoidFocalLoss(alpha=0.4, gamma=3, reduction="sum")
     expected = torch_focal(x, target, 0.4, 3, "sum")
     torch.testing.assert_close(module(x, target), expected)

@@ -5,17 +5,17 @@ import torch
 from torch import nn
 
 from sigmoid_op import sigmoid
-from tests.conftest import Path
-from tests.ulp import exact_sigmoid
+from tests.conftest import Route
+from tests.ulp import true_sigmoid
 
 
 @pytest.mark.parametrize("inside", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_autocast(path: Path, inside: torch.dtype, dtype: torch.dtype) -> None:
+def test_autocast(route: Route, inside: torch.dtype, dtype: torch.dtype) -> None:
     """Under autocast the result keeps the dtype of the input, which a linear layer before it has lowered."""
-    x = torch.linspace(-8, 8, 12).to(path.device, dtype).view(3, 4).requires_grad_()
-    layer = nn.Linear(4, 4, device=path.device)
-    with torch.autocast(path.device, dtype=inside):
+    x = torch.linspace(-8, 8, 12).to(route.device, dtype).view(3, 4).requires_grad_()
+    layer = nn.Linear(4, 4, device=route.device)
+    with torch.autocast(route.device, dtype=inside):
         out, lowered = sigmoid(x), sigmoid(layer(x))
         assert out.dtype == torch.sigmoid(x).dtype == dtype
         assert lowered.dtype == torch.sigmoid(layer(x)).dtype == inside
@@ -26,12 +26,12 @@ def test_autocast(path: Path, inside: torch.dtype, dtype: torch.dtype) -> None:
     assert layer.weight.grad.dtype == torch.float32
 
 
-def test_grad_scaler(path: Path) -> None:
+def test_grad_scaler(route: Route) -> None:
     """Scaled gradients come back unscaled, and an overflow skips the step."""
-    scaler = torch.amp.GradScaler(path.device, init_scale=1024.0)
-    weight = torch.linspace(-3, 3, 5, device=path.device).requires_grad_()
+    scaler = torch.amp.GradScaler(route.device, init_scale=1024.0)
+    weight = torch.linspace(-3, 3, 5, device=route.device).requires_grad_()
     optimizer = torch.optim.SGD([weight], lr=1.0)
-    s = exact_sigmoid(weight)
+    s = true_sigmoid(weight)
     scaler.scale(sigmoid(weight).sum()).backward()
     scaler.unscale_(optimizer)
     assert weight.grad is not None

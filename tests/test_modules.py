@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sigmoid_op import Sigmoid
-from tests.conftest import Path
+from tests.conftest import Route
 
 
 def _model() -> nn.Sequential:
@@ -18,12 +18,12 @@ def _model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 3), Sigmoid(), nn.Linear(3, 2))
 
 
-def test_is_the_module_it_replaces(path: Path) -> None:
+def test_is_the_module_it_replaces(route: Route) -> None:
     """It is an ``nn.Sigmoid``, prints as one, and computes the same."""
     module = Sigmoid()
     assert isinstance(module, nn.Sigmoid)
     assert repr(module) == repr(nn.Sigmoid())
-    x = torch.randn(5, device=path.device)
+    x = torch.randn(5, device=route.device)
     torch.testing.assert_close(module(x), nn.Sigmoid()(x))
 
 
@@ -57,11 +57,11 @@ def test_symbolic_trace() -> None:
     torch.testing.assert_close(traced(x), _model()(x))
 
 
-def test_jit_trace(path: Path) -> None:
+def test_jit_trace(route: Route) -> None:
     """``torch.jit.trace`` records ``aten::sigmoid``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
-        traced = torch.jit.trace(Sigmoid(), torch.zeros(2, device=path.device))
+        traced = torch.jit.trace(Sigmoid(), torch.zeros(2, device=route.device))
     assert "aten::sigmoid" in str(traced.graph)
 
 

@@ -17,6 +17,7 @@ from bench.imbalanced import canvases
 from bench.providers import OURS, TORCH
 from bench.side_by_side import Learner, largest_difference
 from sigmoid_op.family.focal import sigmoid_focal_loss, torchvision_focal_loss
+from tests.conftest import Route
 
 CPU = torch.device("cpu")
 
@@ -89,12 +90,12 @@ def test_the_fallback_trains_bit_for_bit_as_pytorch(
 
 
 def test_the_kernels_train_as_pytorch_does(
-    kernel_path: Any, train: Train, launches: list[str], monkeypatch: pytest.MonkeyPatch
+    kernel_route: Route, train: Train, launches: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three dozen steps through our kernels: losses and gradients within 1e-4 of PyTorch's, nearly the same scores."""
     monkeypatch.setattr(multilabel, "BATCH", 16)
     monkeypatch.setattr(multilabel, "LARGE_BATCH", 64)
-    code, record = train(36, kernel_path.device)
+    code, record = train(36, kernel_route.device)
     assert code == 0
     for history in record["histories"]:
         assert history["route"] == "kernel"
@@ -162,11 +163,11 @@ def _gradient_off_by_a_factor(logits: Tensor, y: Tensor, reduction: str) -> Tens
 
 @pytest.mark.parametrize("wrong", [_other_gamma, _gradient_off_by_a_factor])
 def test_a_wrong_kernel_is_noticed(
-    wrong: Callable[..., Tensor], kernel_path: Any, monkeypatch: pytest.MonkeyPatch
+    wrong: Callable[..., Tensor], kernel_route: Route, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tolerances for kernels take neither a focal loss whose γ is 2.1, nor a gradient that Adam would not mind."""
     monkeypatch.setattr(imbalanced, "sigmoid_focal_loss", wrong)
-    data = canvases("train", 64, torch.device(kernel_path.device))
+    data = canvases("train", 64, torch.device(kernel_route.device))
     history = imbalanced.train("focal", data, None, batch=16, steps=2)
     assert history.route == "kernel"
     assert not history.agrees

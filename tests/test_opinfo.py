@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sigmoid_op import SigmoidFunction, dispatch, sigmoid, sigmoid_
-from tests.conftest import Path
-from tests.ulp import FALLBACK_BACKWARD_ULPS, FORWARD_ULPS, assert_within_ulps, exact_backward, exact_sigmoid
+from tests.conftest import Route
+from tests.ulp import FALLBACK_BACKWARD_ULPS, FORWARD_ULPS, assert_within_ulps, true_backward, true_sigmoid
 
 pytest.importorskip("expecttest", reason="torch.testing._internal needs expecttest")
 
@@ -29,11 +29,11 @@ def _made_samples(device: str, dtype: torch.dtype) -> list[Tensor]:
     return [_shortened(sample.input) if device == "cpu" else sample.input for sample in samples]
 
 
-def _samples(path: Path, dtype: torch.dtype) -> Iterator[Tensor]:
+def _samples(route: Route, dtype: torch.dtype) -> Iterator[Tensor]:
     """The OpInfo's sample inputs and reference inputs, copied with their strides and overlaps."""
-    if not OPINFO.supports_dtype(dtype, path.device):
-        pytest.skip(f"PyTorch has no samples of {dtype} on {path.device}")
-    yield from map(copy.deepcopy, _made_samples(path.device, dtype))
+    if not OPINFO.supports_dtype(dtype, route.device):
+        pytest.skip(f"PyTorch has no samples of {dtype} on {route.device}")
+    yield from map(copy.deepcopy, _made_samples(route.device, dtype))
 
 
 def _shortened(x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def _assert_sigmoid(result: Tensor, x: Tensor, expected: Tensor, *, by_kernel: b
     """Dtype, shape and strides of torch.sigmoid; its very bits too, or, from a kernel, σ(x) within the tolerance."""
     assert (result.dtype, result.shape, result.stride()) == (expected.dtype, expected.shape, expected.stride())
     if by_kernel:
-        assert_within_ulps(_thinned(result), exact_sigmoid(_thinned(x)), FORWARD_ULPS[x.dtype])
+        assert_within_ulps(_thinned(result), true_sigmoid(_thinned(x)), FORWARD_ULPS[x.dtype])
     else:
         _assert_equal(result, expected)
 
@@ -70,22 +70,22 @@ def _assert_equal(result: Tensor, expected: Tensor) -> None:
 
 
 @every_dtype
-def test_forward(path: Path, launches: list[str], dtype: torch.dtype) -> None:
+def test_forward(route: Route, launches: list[str], dtype: torch.dtype) -> None:
     """Ours on every sample; each one that a kernel takes launches it, unless it is empty, and no other does."""
     expected_launches = 0
-    for x in _samples(path, dtype):
+    for x in _samples(route, dtype):
         by_kernel = dispatch.supported(x)
         expected_launches += by_kernel and x.numel() > 0
         _assert_sigmoid(sigmoid(x), x, torch.sigmoid(x), by_kernel=by_kernel)
     assert launches == ["sigmoid"] * expected_launches
-    assert bool(launches) == (path.uses_kernels and dtype in dispatch.KERNEL_DTYPES)
+    assert bool(launches) == (route.uses_kernels and dtype in dispatch.KERNEL_DTYPES)
 
 
 @every_dtype
-def test_out(path: Path, dtype: torch.dtype) -> None:
+def test_out(route: Route, dtype: torch.dtype) -> None:
     """``out=`` on every sample: given the right shape, and empty, to be resized."""
     assert OPINFO.supports_out
-    for x in _samples(path, dtype):
+    for x in _samples(route, dtype):
         expected = torch.sigmoid(x)
         for out in (torch.empty_like(expected), expected.new_empty(0)):
             assert sigmoid(x, out=out) is out
@@ -101,9 +101,9 @@ def _error(change: Callable[[Tensor], Tensor], x: Tensor) -> str | None:
 
 
 @every_dtype
-def test_in_place(path: Path, dtype: torch.dtype) -> None:
+def test_in_place(route: Route, dtype: torch.dtype) -> None:
     """``sigmoid_`` on every sample: Tensor.sigmoid_'s result, or its error where it cannot hold one or overlaps."""
-    for x, ours, theirs in zip(*(_samples(path, dtype) for _ in range(3)), strict=True):
+    for x, ours, theirs in zip(*(_samples(route, dtype) for _ in range(3)), strict=True):
         by_kernel = dispatch.supported(ours)
         error = _error(OPINFO.get_inplace(), theirs)
         assert _error(sigmoid_, ours) == error
@@ -112,17 +112,17 @@ def test_in_place(path: Path, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", sorted(dispatch.KERNEL_DTYPES, key=str), ids=str)
-def test_backward(path: Path, dtype: torch.dtype) -> None:
+def test_backward(route: Route, dtype: torch.dtype) -> None:
     """The gradient on every sample, in the dtype, shape and strides of torch.sigmoid's."""
-    assert dtype in OPINFO.supported_backward_dtypes(path.device)
-    for x in _samples(path, dtype):
+    assert dtype in OPINFO.supported_backward_dtypes(route.device)
+    for x in _samples(route, dtype):
         ours, theirs = (x.detach().requires_grad_() for _ in range(2))
         out, expected_out = SigmoidFunction.apply(ours), torch.sigmoid(theirs)
         grad_out = torch.randn_like(expected_out)
         (grad,) = torch.autograd.grad(out, ours, grad_out)
         (expected,) = torch.autograd.grad(expected_out, theirs, grad_out)
         assert (grad.dtype, grad.shape, grad.stride()) == (expected.dtype, expected.shape, expected.stride())
-        exact = exact_backward(_thinned(grad_out), _thinned(out))
+        exact = true_backward(_thinned(grad_out), _thinned(out))
         assert_within_ulps(_thinned(grad), exact, FALLBACK_BACKWARD_ULPS[dtype])
 
 
@@ -131,7 +131,7 @@ def test_there_are_no_error_inputs() -> None:
     assert OPINFO.error_inputs_func is None
 
 
-def test_the_comparison_can_fail(fallback: Path) -> None:
+def test_the_comparison_can_fail(fallback: Route) -> None:
     """A result of other strides, or one ulp beside, is not taken for torch.sigmoid's."""
     x = torch.linspace(-3, 3, 6).reshape(2, 3)
     out = torch.sigmoid(x)

@@ -12,15 +12,15 @@ from torch.autograd import gradcheck, gradgradcheck
 import sigmoid_op
 from sigmoid_op import dispatch
 from sigmoid_op.override import enable
-from tests.conftest import CUDA, Path, saved_tensors
+from tests.conftest import CUDA, Route, saved_tensors
 from tests.test_dispatch import UNSUPPORTED
-from tests.ulp import BACKWARD_ULPS, FLOAT_DTYPES, FORWARD_ULPS, assert_within_ulps, exact_backward, exact_sigmoid
+from tests.ulp import BACKWARD_ULPS, FLOAT_DTYPES, FORWARD_ULPS, assert_within_ulps, true_backward, true_sigmoid
 
 aten = torch.ops.aten
 
 
-def _randn(path: Path, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return (4 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(path.device, dtype)
+def _randn(route: Route, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return (4 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(route.device, dtype)
 
 
 SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -39,53 +39,53 @@ SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_spelling_takes_the_kernel(
-    kernel_path: Path, launches: list[str], spelling: str, dtype: torch.dtype
+    kernel_route: Route, launches: list[str], spelling: str, dtype: torch.dtype
 ) -> None:
     """However a model writes it, one launch of ours, with our accuracy and PyTorch's strides."""
-    x = _randn(kernel_path, 7, 5, dtype=dtype).t()
+    x = _randn(kernel_route, 7, 5, dtype=dtype).t()
     with enable():
         out = SPELLINGS[spelling](x)
     assert launches == ["sigmoid"]
     assert out.stride() == x.stride()
-    assert_within_ulps(out, exact_sigmoid(x), FORWARD_ULPS[dtype])
+    assert_within_ulps(out, true_sigmoid(x), FORWARD_ULPS[dtype])
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("grad", ["dense", "of a sum", "into memory given"])
-def test_backward_takes_the_kernel(kernel_path: Path, launches: list[str], grad: str, dtype: torch.dtype) -> None:
+def test_backward_takes_the_kernel(kernel_route: Route, launches: list[str], grad: str, dtype: torch.dtype) -> None:
     """PyTorch's autograd calls our backward, and rounds once where PyTorch's kernel rounds three times."""
-    out = torch.sigmoid(_randn(kernel_path, 7, 5, dtype=dtype))
-    grad_out = out[0, 0].expand(7, 5) if grad == "of a sum" else _randn(kernel_path, 7, 5, dtype=dtype)
+    out = torch.sigmoid(_randn(kernel_route, 7, 5, dtype=dtype))
+    grad_out = out[0, 0].expand(7, 5) if grad == "of a sum" else _randn(kernel_route, 7, 5, dtype=dtype)
     with enable():
         if grad == "into memory given":
             grad_in = aten.sigmoid_backward.grad_input(grad_out, out, grad_input=torch.empty_like(out))
         else:
             grad_in = aten.sigmoid_backward.default(grad_out, out)
     assert launches == ["sigmoid_backward"]
-    assert_within_ulps(grad_in, exact_backward(grad_out, out), BACKWARD_ULPS[dtype])
+    assert_within_ulps(grad_in, true_backward(grad_out, out), BACKWARD_ULPS[dtype])
 
 
-def test_autograd_above_it(kernel_path: Path, launches: list[str]) -> None:
+def test_autograd_above_it(kernel_route: Route, launches: list[str]) -> None:
     """gradcheck and gradgradcheck hold, forward mode, batched and undefined gradients included."""
-    x = _randn(kernel_path, 2, 2, dtype=torch.float64).requires_grad_()
+    x = _randn(kernel_route, 2, 2, dtype=torch.float64).requires_grad_()
     with enable():
         assert gradcheck(torch.sigmoid, x, check_forward_ad=True, check_batched_grad=True, check_undefined_grad=True)
         assert gradgradcheck(torch.sigmoid, x, check_fwd_over_rev=True, check_batched_grad=True)
     assert set(launches) == {"sigmoid", "sigmoid_backward"}
 
 
-def test_one_saved_tensor(kernel_path: Path) -> None:
+def test_one_saved_tensor(kernel_route: Route) -> None:
     """Autograd saves the result, without a copy, as without ``enable()``."""
-    x = _randn(kernel_path, 5).requires_grad_()
+    x = _randn(kernel_route, 5).requires_grad_()
     with enable(), saved_tensors() as saved:
         out = torch.sigmoid(x)
     assert [tensor.data_ptr() for tensor in saved] == [out.data_ptr()]
 
 
-def test_transforms_above_it(kernel_path: Path, launches: list[str]) -> None:
+def test_transforms_above_it(kernel_route: Route, launches: list[str]) -> None:
     """vmap, jvp, grad and hessian give σ, σ' and σ'', by our kernels."""
-    x = _randn(kernel_path, 3, 4, dtype=torch.float64)
-    s = exact_sigmoid(x).to(x.device)
+    x = _randn(kernel_route, 3, 4, dtype=torch.float64)
+    s = true_sigmoid(x).to(x.device)
     first, second = s * (1 - s), s * (1 - s) * (1 - 2 * s)
     with enable():
         assert_within_ulps(torch.vmap(torch.vmap(torch.sigmoid))(x), s.cpu(), FORWARD_ULPS[x.dtype])
@@ -102,19 +102,19 @@ TAKEN = ["lazily negated"]
 
 
 @pytest.mark.parametrize("kind", TAKEN)
-def test_what_arrives_as_a_plain_tensor(kernel_path: Path, launches: list[str], kind: str) -> None:
+def test_what_arrives_as_a_plain_tensor(kernel_route: Route, launches: list[str], kind: str) -> None:
     """One launch, on the values that the caller's tensor stands for."""
-    x = UNSUPPORTED[kind](kernel_path.device)
+    x = UNSUPPORTED[kind](kernel_route.device)
     with enable():
         out = torch.sigmoid(x)
     assert launches == ["sigmoid"]
-    assert_within_ulps(out, exact_sigmoid(x.resolve_neg()), FORWARD_ULPS[x.dtype])
+    assert_within_ulps(out, true_sigmoid(x.resolve_neg()), FORWARD_ULPS[x.dtype])
 
 
 @pytest.mark.parametrize("kind", [kind for kind in UNSUPPORTED if kind not in TAKEN])
-def test_what_no_kernel_takes(kernel_path: Path, launches: list[str], kind: str) -> None:
+def test_what_no_kernel_takes(kernel_route: Route, launches: list[str], kind: str) -> None:
     """PyTorch's own result, bit for bit, or its own error, and no launch."""
-    x = UNSUPPORTED[kind](kernel_path.device)
+    x = UNSUPPORTED[kind](kernel_route.device)
     try:
         expected = torch.sigmoid(x)
     except RuntimeError as error:
@@ -128,9 +128,9 @@ def test_what_no_kernel_takes(kernel_path: Path, launches: list[str], kind: str)
     assert launches == []
 
 
-def test_gradient_in_another_layout(kernel_path: Path, launches: list[str]) -> None:
+def test_gradient_in_another_layout(kernel_route: Route, launches: list[str]) -> None:
     """Where grad_out lies otherwise than out, PyTorch's kernel runs: the result has the strides it always has."""
-    out, grad_out = torch.sigmoid(_randn(kernel_path, 4, 6)), _randn(kernel_path, 6, 4).t()
+    out, grad_out = torch.sigmoid(_randn(kernel_route, 4, 6)), _randn(kernel_route, 6, 4).t()
     for dtype in (torch.float32, torch.bfloat16):
         args = grad_out.to(dtype), out.to(dtype)
         expected = aten.sigmoid_backward.default(*args)
@@ -141,13 +141,13 @@ def test_gradient_in_another_layout(kernel_path: Path, launches: list[str]) -> N
     assert launches == []
 
 
-def test_small_tensors_take_torch(kernel_path: Path, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_tensors_take_torch(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the threshold PyTorch's kernel runs, forward and backward; at the threshold ours does."""
     monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 100)
     with enable():
-        torch.sigmoid(torch.ones(99, device=kernel_path.device, requires_grad=True)).sum().backward()
+        torch.sigmoid(torch.ones(99, device=kernel_route.device, requires_grad=True)).sum().backward()
         assert launches == []
-        torch.sigmoid(torch.ones(100, device=kernel_path.device, requires_grad=True)).sum().backward()
+        torch.sigmoid(torch.ones(100, device=kernel_route.device, requires_grad=True)).sum().backward()
     assert launches == ["sigmoid", "sigmoid_backward"]
 
 
@@ -171,11 +171,11 @@ WRITERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("kind", OUTS)
-def test_out_that_does_not_match(kernel_path: Path, launches: list[str], kind: str, writer: str) -> None:
+def test_out_that_does_not_match(kernel_route: Route, launches: list[str], kind: str, writer: str) -> None:
     """PyTorch's kernel decides: resized, converted or refused as without ``enable()``, and no launch."""
 
     def call() -> tuple[Tensor, tuple[int, ...]] | str:
-        x = _randn(kernel_path, 5, 5).flatten()[:20].view(4, 5)  # in a storage with room behind it
+        x = _randn(kernel_route, 5, 5).flatten()[:20].view(4, 5)  # in a storage with room behind it
         out = OUTS[kind](x)
         try:
             assert WRITERS[writer](x, out) is out
@@ -193,10 +193,10 @@ def test_out_that_does_not_match(kernel_path: Path, launches: list[str], kind: s
     assert launches == []
 
 
-def test_in_place(kernel_path: Path) -> None:
+def test_in_place(kernel_route: Route) -> None:
     """Versions are counted, once; a leaf and a tensor that overlaps itself are refused; gradients flow."""
-    x = _randn(kernel_path, 5)
-    leaf = _randn(kernel_path, 5).requires_grad_()
+    x = _randn(kernel_route, 5)
+    leaf = _randn(kernel_route, 5).requires_grad_()
     with enable():
         x.sigmoid_()
         assert x._version == 1
@@ -209,13 +209,13 @@ def test_in_place(kernel_path: Path) -> None:
         torch.sigmoid(x, out=out.detach())
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             out.sum().backward()
-    s = exact_sigmoid(leaf)
+    s = true_sigmoid(leaf)
     torch.testing.assert_close(grad.cpu().double(), s * (1 - s), rtol=0, atol=1e-6)
 
 
-def test_empty_tensors(kernel_path: Path) -> None:
+def test_empty_tensors(kernel_route: Route) -> None:
     """No elements: an empty result of the same shape, forward and backward."""
-    x = torch.empty(0, 3, device=kernel_path.device, requires_grad=True)
+    x = torch.empty(0, 3, device=kernel_route.device, requires_grad=True)
     with enable():
         out = torch.sigmoid(x)
         out.sum().backward()
@@ -224,7 +224,7 @@ def test_empty_tensors(kernel_path: Path) -> None:
     assert x.grad.shape == (0, 3)
 
 
-def test_modes_fakes_and_traces_see_the_operator(kernel_path: Path, launches: list[str]) -> None:
+def test_modes_fakes_and_traces_see_the_operator(kernel_route: Route, launches: list[str]) -> None:
     """Operator modes, fake tensors and the tracer see ``aten::sigmoid``, and nothing of our kernels."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -237,14 +237,14 @@ def test_modes_fakes_and_traces_see_the_operator(kernel_path: Path, launches: li
             seen.append(func)
             return func(*args, **(kwargs or {}))
 
-    x = _randn(kernel_path, 5)
+    x = _randn(kernel_route, 5)
     with enable():
         with Watch():
             torch.sigmoid(x)
         graph = make_fx(torch.sigmoid)(x).graph
         launches.clear()
         with FakeTensorMode():
-            assert torch.sigmoid(torch.empty(3, device=kernel_path.device)).device.type == kernel_path.device
+            assert torch.sigmoid(torch.empty(3, device=kernel_route.device)).device.type == kernel_route.device
     assert seen == [aten.sigmoid.default]
     assert [node.target for node in graph.nodes if node.op == "call_function"] == [aten.sigmoid.default]
     assert launches == []
@@ -252,15 +252,15 @@ def test_modes_fakes_and_traces_see_the_operator(kernel_path: Path, launches: li
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compile(kernel_path: Path, launches: list[str], backend: str) -> None:
+def test_compile(kernel_route: Route, launches: list[str], backend: str) -> None:
     """One graph. Run operator by operator it reaches our kernels; Inductor writes its own, fused, as ever."""
-    if backend == "inductor" and kernel_path is not CUDA and shutil.which("g++") is None:
+    if backend == "inductor" and kernel_route is not CUDA and shutil.which("g++") is None:
         pytest.skip("Inductor needs a C++ compiler on the CPU")
-    x = _randn(kernel_path, 3, 5).requires_grad_()
+    x = _randn(kernel_route, 3, 5).requires_grad_()
     with enable():
         out = torch.compile(lambda x: torch.sigmoid(x) * 2, fullgraph=True, backend=backend)(x)
         (grad,) = torch.autograd.grad(out.sum(), x)
-    s = exact_sigmoid(x)
+    s = true_sigmoid(x)
     torch.testing.assert_close(out.detach().cpu().double(), 2 * s, rtol=0, atol=1e-6)
     torch.testing.assert_close(grad.cpu().double(), 2 * s * (1 - s), rtol=0, atol=1e-6)
     assert launches == ([] if backend == "inductor" else ["sigmoid", "sigmoid_backward"])
@@ -281,4 +281,4 @@ def test_cuda_graphs() -> None:
         dispatch.MIN_ELEMENTS = threshold
     x.fill_(2.0)
     graph.replay()
-    assert_within_ulps(out, exact_sigmoid(x), FORWARD_ULPS[x.dtype])
+    assert_within_ulps(out, true_sigmoid(x), FORWARD_ULPS[x.dtype])

@@ -11,8 +11,8 @@ import torch
 
 from sigmoid_op import dispatch, override
 from sigmoid_op.override import enable
-from tests.conftest import CUDA, Path
-from tests.ulp import exact_sigmoid
+from tests.conftest import CUDA, Route
+from tests.ulp import true_sigmoid
 
 
 @pytest.fixture(autouse=True)
@@ -21,53 +21,53 @@ def _balanced() -> None:
     assert override._enabled == 0
 
 
-def _launches_one(launches: list[str], path: Path) -> bool:
+def _launches_one(launches: list[str], route: Route) -> bool:
     launches.clear()
-    torch.sigmoid(torch.ones(3, device=path.device))
+    torch.sigmoid(torch.ones(3, device=route.device))
     return launches == ["sigmoid"]
 
 
-def test_lifetime(kernel_path: Path, launches: list[str]) -> None:
+def test_lifetime(kernel_route: Route, launches: list[str]) -> None:
     """From the call to ``disable()``, whose repetition does nothing; over a ``with`` block and not after it."""
-    assert not _launches_one(launches, kernel_path)
+    assert not _launches_one(launches, kernel_route)
     handle = enable()
-    assert _launches_one(launches, kernel_path)
+    assert _launches_one(launches, kernel_route)
     handle.disable()
     handle.disable()
-    assert not _launches_one(launches, kernel_path)
+    assert not _launches_one(launches, kernel_route)
     with enable() as handle:
-        assert _launches_one(launches, kernel_path)
+        assert _launches_one(launches, kernel_route)
         handle.disable()
-        assert not _launches_one(launches, kernel_path)
-    assert not _launches_one(launches, kernel_path)
+        assert not _launches_one(launches, kernel_route)
+    assert not _launches_one(launches, kernel_route)
     with enable():
-        assert _launches_one(launches, kernel_path)
+        assert _launches_one(launches, kernel_route)
 
 
-def test_nesting(kernel_path: Path, launches: list[str]) -> None:
+def test_nesting(kernel_route: Route, launches: list[str]) -> None:
     """It lasts until the last handle is disabled, in whatever order they are."""
     first, second = enable(), enable()
     first.disable()
     with enable():
-        assert _launches_one(launches, kernel_path)
-    assert _launches_one(launches, kernel_path)
+        assert _launches_one(launches, kernel_route)
+    assert _launches_one(launches, kernel_route)
     second.disable()
-    assert not _launches_one(launches, kernel_path)
+    assert not _launches_one(launches, kernel_route)
 
 
-def test_an_exception_ends_it(kernel_path: Path, launches: list[str]) -> None:
+def test_an_exception_ends_it(kernel_route: Route, launches: list[str]) -> None:
     """An exception leaves the ``with`` block as it was raised, and PyTorch as it was before."""
     with pytest.raises(ZeroDivisionError), enable():
         1 / 0  # noqa: B018 - for its exception
-    assert not _launches_one(launches, kernel_path)
+    assert not _launches_one(launches, kernel_route)
 
 
-def test_threads(kernel_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads switch it on and off while others compute: no error, right results, and it ends with the last handle."""
-    if kernel_path is not CUDA:  # Triton's interpreter serves one thread at a time: here PyTorch's kernel is called
+    if kernel_route is not CUDA:  # Triton's interpreter serves one thread at a time: here PyTorch's kernel is called
         monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 2**62)
-    x = torch.linspace(-6, 6, 5, device=kernel_path.device).requires_grad_()
-    s = exact_sigmoid(x)
+    x = torch.linspace(-6, 6, 5, device=kernel_route.device).requires_grad_()
+    s = true_sigmoid(x)
     errors: list[BaseException] = []
 
     def work(switch: bool) -> None:

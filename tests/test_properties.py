@@ -1,4 +1,4 @@
-"""What holds of σ for whatever input: drawn by hypothesis over values, shapes, strides and dtypes, on every path."""
+"""What holds of σ for whatever input: drawn by hypothesis over values, shapes, strides and dtypes, on every route."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from bench.sweep import ascending
 from sigmoid_op import sigmoid, sigmoid_
-from tests.conftest import Path
-from tests.ulp import FALLBACK_FORWARD_ULPS, FLOAT_DTYPES, FORWARD_ULPS, HALF_DTYPES, exact_sigmoid, ulp_of
+from tests.conftest import Route
+from tests.ulp import FALLBACK_FORWARD_ULPS, FLOAT_DTYPES, FORWARD_ULPS, HALF_DTYPES, true_sigmoid, ulp_of
 
 # Few examples, since the interpreter needs milliseconds for each. In CI hypothesis itself draws the same every time.
-# The fixtures choose a path; nothing in them changes from one example to the next.
+# The fixtures choose a route; nothing in them changes from one example to the next.
 properties = settings(
     deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
@@ -35,24 +35,24 @@ def tensors(draw: st.DrawFn, *, nan: bool = True) -> Tensor:
 
 @given(tensors())
 @properties
-def test_symmetry(path: Path, x: Tensor) -> None:
+def test_symmetry(route: Route, x: Tensor) -> None:
     """σ(-x) = 1 - σ(x) within an ulp of 1, or as many as the dtype's own error allows."""
-    out, mirrored = sigmoid(x.to(path.device)).cpu().double(), sigmoid(-x.to(path.device)).cpu().double()
-    ulps = max(1.0, (FORWARD_ULPS if path.uses_kernels else FALLBACK_FORWARD_ULPS)[x.dtype])
+    out, mirrored = sigmoid(x.to(route.device)).cpu().double(), sigmoid(-x.to(route.device)).cpu().double()
+    ulps = max(1.0, (FORWARD_ULPS if route.uses_kernels else FALLBACK_FORWARD_ULPS)[x.dtype])
     difference = (out + mirrored - 1).abs().nan_to_num(0)
     assert (difference <= ulps * torch.finfo(x.dtype).eps).all()
 
 
 @given(tensors())
 @properties
-def test_agrees_with_torch(path: Path, x: Tensor) -> None:
+def test_agrees_with_torch(route: Route, x: Tensor) -> None:
     """Shape, strides and dtype are torch.sigmoid's; values within both tables' ulps of it, unless torch flushes.
 
     Compared is the CPU's torch.sigmoid, whose error the table states.
     """
-    out, theirs = sigmoid(x.to(path.device)), torch.sigmoid(x)
+    out, theirs = sigmoid(x.to(route.device)), torch.sigmoid(x)
     assert (out.dtype, out.shape, out.stride()) == (theirs.dtype, theirs.shape, theirs.stride())
-    exact = exact_sigmoid(x)
+    exact = true_sigmoid(x)
     distance = (out.cpu().double() - theirs.double()).abs() / ulp_of(exact, x.dtype)
     allowed = FORWARD_ULPS[x.dtype] + FALLBACK_FORWARD_ULPS[x.dtype]
     compared = x.isfinite() & (exact >= 4 * torch.finfo(x.dtype).tiny)
@@ -61,9 +61,9 @@ def test_agrees_with_torch(path: Path, x: Tensor) -> None:
 
 @given(tensors())
 @properties
-def test_changes_no_input(path: Path, x: Tensor) -> None:
+def test_changes_no_input(route: Route, x: Tensor) -> None:
     """Neither forward nor backward writes to x or grad_out; only ``sigmoid_`` does, and gives the same values."""
-    leaf = x.to(path.device, copy=True).requires_grad_()
+    leaf = x.to(route.device, copy=True).requires_grad_()
     grad_out = torch.full_like(leaf, 0.5)
     before, version = leaf.detach().clone(), leaf._version
     for exact_grad in (False, True):
@@ -76,10 +76,10 @@ def test_changes_no_input(path: Path, x: Tensor) -> None:
 
 @given(tensors())
 @properties
-def test_makes_no_nan(path: Path, x: Tensor) -> None:
+def test_makes_no_nan(route: Route, x: Tensor) -> None:
     """A NaN in x, and nothing else, infinities included, makes a NaN in the result and in either gradient."""
     for exact_grad in (False, True):
-        leaf = x.to(path.device, copy=True).requires_grad_()
+        leaf = x.to(route.device, copy=True).requires_grad_()
         out = sigmoid(leaf, exact_grad=exact_grad)
         (gradient,) = torch.autograd.grad(out, leaf, torch.ones_like(out))
         assert torch.equal(out.isnan().cpu(), x.isnan())
@@ -88,9 +88,9 @@ def test_makes_no_nan(path: Path, x: Tensor) -> None:
 
 @given(tensors(nan=False))
 @properties
-def test_stays_between_0_and_1(path: Path, x: Tensor) -> None:
+def test_stays_between_0_and_1(route: Route, x: Tensor) -> None:
     """0 <= σ(x) <= 1, and it is above 1/2 only where x > 0, below it only where x < 0."""
-    out = sigmoid(x.to(path.device)).cpu()
+    out = sigmoid(x.to(route.device)).cpu()
     assert ((out >= 0) & (out <= 1) & ~out.signbit()).all()
     assert ((out > 0.5) <= (x > 0)).all()
     assert ((out < 0.5) <= (x < 0)).all()
@@ -98,17 +98,17 @@ def test_stays_between_0_and_1(path: Path, x: Tensor) -> None:
 
 @given(tensors(nan=False))
 @properties
-def test_exact_derivative_is_even(path: Path, x: Tensor) -> None:
+def test_exact_derivative_is_even(route: Route, x: Tensor) -> None:
     """With exact_grad the gradients at x and -x have the same bits."""
     gradients: list[Tensor] = []
     for value in (x, -x):
-        leaf = value.to(path.device, copy=True).requires_grad_()
+        leaf = value.to(route.device, copy=True).requires_grad_()
         gradients += torch.autograd.grad(sigmoid(leaf, exact_grad=True).sum(), leaf)
     assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_never_decreases(path: Path, dtype: torch.dtype) -> None:
+def test_never_decreases(route: Route, dtype: torch.dtype) -> None:
     """Over all numbers of a 16-bit dtype in order, and stretches of neighbours in wider ones, σ never decreases."""
     if dtype in HALF_DTYPES:
         stretches = list(ascending(dtype, torch.device("cpu"), 1, 2**17))
@@ -118,7 +118,7 @@ def test_never_decreases(path: Path, dtype: torch.dtype) -> None:
         bits = torch.tensor(values, dtype=dtype).view(integer)[:, None] + torch.arange(4096, dtype=integer)
         stretches = [stretch.sort().values for stretch in bits.view(dtype)]
     for x in stretches:
-        assert (torch.diff(sigmoid(x.to(path.device)).double()) >= 0).all()
+        assert (torch.diff(sigmoid(x.to(route.device)).double()) >= 0).all()
 
 
 def test_neighbours_can_decrease() -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sigmoid_op import Sigmoid, sigmoid, sigmoid_
 from sigmoid_op.override import enable
-from tests.conftest import Path
-from tests.ulp import exact_sigmoid
+from tests.conftest import Route
+from tests.ulp import true_sigmoid
 
 
 class _Tagged(Tensor):
@@ -32,11 +32,11 @@ def seen() -> Iterator[list[object]]:
 
 @pytest.mark.parametrize(("ours", "theirs"), [(sigmoid, torch.sigmoid), (sigmoid_, torch.sigmoid_)])
 def test_subclasses(
-    path: Path, launches: list[str], seen: list[object], ours: Callable[..., Tensor], theirs: Callable[..., Tensor]
+    route: Route, launches: list[str], seen: list[object], ours: Callable[..., Tensor], theirs: Callable[..., Tensor]
 ) -> None:
     """A subclass keeps its type, and its ``__torch_function__`` is called with torch's function."""
-    x = torch.linspace(-3, 3, 5, device=path.device).as_subclass(_Tagged)
-    exact = exact_sigmoid(x.as_subclass(Tensor))
+    x = torch.linspace(-3, 3, 5, device=route.device).as_subclass(_Tagged)
+    exact = true_sigmoid(x.as_subclass(Tensor))
     out = ours(x)
     assert type(out) is _Tagged
     assert seen == [theirs]
@@ -44,9 +44,9 @@ def test_subclasses(
     torch.testing.assert_close(out.as_subclass(Tensor).cpu().double(), exact, rtol=0, atol=1e-6)
 
 
-def test_subclasses_under_enable(kernel_path: Path, seen: list[object]) -> None:
+def test_subclasses_under_enable(kernel_route: Route, seen: list[object]) -> None:
     """So it is below ``enable()``, and for modules."""
-    x = torch.linspace(-3, 3, 5, device=kernel_path.device).as_subclass(_Tagged)
+    x = torch.linspace(-3, 3, 5, device=kernel_route.device).as_subclass(_Tagged)
     with enable():
         for function in (torch.sigmoid, Sigmoid()):
             seen.clear()

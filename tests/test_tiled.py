@@ -16,7 +16,7 @@ from bench.reference import sigmoid64
 from sigmoid_op.kernels import frame as frames
 from sigmoid_op.kernels import gate_formulas, tiled
 from sigmoid_op.kernels.frame import Frame
-from tests.conftest import Path
+from tests.conftest import Route
 from tests.fake_kernel import FakeKernel
 
 
@@ -110,9 +110,9 @@ def test_frame_merges_all_it_can(
     assert (found.sizes if found else None) == sizes
 
 
-def _addends(path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+def _addends(route: Route, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=generator).to(path.device, dtype) for _ in range(3))
+    return tuple(torch.randn(shape, generator=generator).to(route.device, dtype) for _ in range(3))
 
 
 # A full tile of rows and columns and parts of one, whichever axis is summed; batches; one element.
@@ -122,13 +122,13 @@ SHAPES = [(2, 40, 70), (1, 3, 2060), (3, 1, 1), (1, 64, 128)]
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("axis", [0, 1, None])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_sums(kernel_path: Path, shape: tuple[int, int, int], axis: int | None, dtype: torch.dtype) -> None:
+def test_sums(kernel_route: Route, shape: tuple[int, int, int], axis: int | None, dtype: torch.dtype) -> None:
     """Every element is in one tile's sum, those past the end add nothing, though their σ is no zero; shapes are right.
 
     Against float64, within 1e-6 of the sum of magnitudes; for float64 itself 2e-15 of it; and for bfloat16, whose σ is
     made for a result of 8 bits, 1e-4.
     """
-    x, gate, _ = _addends(kernel_path, dtype, shape)
+    x, gate, _ = _addends(kernel_route, dtype, shape)
     # With gaps between rows and batches, so that nothing merges.
     wide = torch.zeros(shape[0], shape[1] + 1, shape[2] + 1, dtype=dtype, device=x.device)
     wide[:, : shape[1], : shape[2]] = x
@@ -152,9 +152,9 @@ def test_sums(kernel_path: Path, shape: tuple[int, int, int], axis: int | None, 
 
 
 @pytest.mark.parametrize("axis", [0, 1, None])
-def test_sums_have_the_same_bits_every_time(kernel_path: Path, axis: int | None) -> None:
+def test_sums_have_the_same_bits_every_time(kernel_route: Route, axis: int | None) -> None:
     """The order of every addition is fixed."""
-    grad_out, x, gate = _addends(kernel_path, torch.float32, (1, 70, 130))
+    grad_out, x, gate = _addends(kernel_route, torch.float32, (1, 70, 130))
     layout = Frame((1, 70, 130), ((0, 130, 1),) * 3, (0, 1, 2))
     formula = gate_formulas.sigmoid_gate_backward
     runs = [tiled.launch_tiled(formula, (), (grad_out, x, gate), (), layout, summed=2, axis=axis) for _ in range(3)]
@@ -162,10 +162,10 @@ def test_sums_have_the_same_bits_every_time(kernel_path: Path, axis: int | None)
         assert all(map(torch.equal, run, runs[0]))
 
 
-def test_scalars_and_outputs(kernel_path: Path) -> None:
+def test_scalars_and_outputs(kernel_route: Route) -> None:
     """A scalar operand, which comes first, is one number for all; outputs are written beside the sums."""
-    _, x, gate = _addends(kernel_path, torch.float32, (1, 70, 130))
-    grad_out = torch.tensor(1.5, device=kernel_path.device)
+    _, x, gate = _addends(kernel_route, torch.float32, (1, 70, 130))
+    grad_out = torch.tensor(1.5, device=kernel_route.device)
     grad_x = torch.full_like(x, torch.nan)
     layout = Frame((1, 70, 130), ((0, 130, 1),) * 3, (0, 1, 2))
     formula = gate_formulas.sigmoid_gate_backward

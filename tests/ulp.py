@@ -42,7 +42,7 @@ def assert_within_ulps(result: Tensor, exact: Tensor, ulps: float) -> None:
     )
 
 
-def exact_sigmoid(x: Tensor) -> Tensor:
+def true_sigmoid(x: Tensor) -> Tensor:
     """σ(x) to float64 accuracy, in the form that neither overflows nor cancels; by mpmath for float64 input."""
     if x.dtype == torch.float64:
         return torch.tensor([_mp_sigmoid(v) for v in x.flatten().tolist()], dtype=torch.float64).reshape(x.shape)
@@ -56,7 +56,7 @@ def _mp_sigmoid(x: float) -> float:
         return float(1 / (1 + mpmath.exp(-mpmath.mpf(x))))
 
 
-def exact_backward(grad_out: Tensor, out: Tensor) -> Tensor:
+def true_backward(grad_out: Tensor, out: Tensor) -> Tensor:
     """grad_out·out·(1 - out) of the given tensors; by mpmath for float64."""
     if out.dtype == torch.float64:
         with mpmath.workdps(40):
