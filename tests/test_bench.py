@@ -5,11 +5,14 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from bench import clocks, plot, providers, report, runner
@@ -162,6 +165,39 @@ def test_only_where_no_kernel_ran_the_ratios_are_called_noise(
     measurements = [_measured(route, [2.0, 2.0]) for route in routes]
     report.present(Results(tmp_path / "results.json", environment, measurements), tmp_path)
     assert ("Both sides ran PyTorch's own kernel" in capsys.readouterr().out) is told
+
+
+def _rows(table: Table) -> list[list[str]]:
+    """The cells of what is printed, row by row."""
+    console = Console(width=250, record=True, file=StringIO())
+    console.print(table)
+    lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+def _against_torch(label: str, ratio: float) -> Measurement:
+    """Ours takes 1 µs for 8192 bytes, PyTorch ``ratio`` times as long, a copy half as long."""
+    case = {"label": label, "kind": "size", "dtype": "float32", "n_elements": 2**10, "count": 1}
+    samples = {OURS: [1000.0] * 3, TORCH: [1000.0 * ratio] * 3, COPY: [500.0] * 3}
+    return Measurement(case, "forward", WALL, "kernel", 2**13, 1, samples)
+
+
+def test_wins_and_losses_are_told_as_they_are(tmp_path: Path) -> None:
+    """By hand: a ratio above 1 is ours being faster; the lowest ratio is named, and every loss is counted."""
+    measured = [_against_torch(label, ratio) for label, ratio in (("2^0", 2.0), ("2^10", 0.5), ("2^16", 0.98))]
+    where = {"device": "a GPU", "torch": "2", "triton": "3", "python": "3", "commit": 40 * "a", "dirty": True}
+    results = Results(tmp_path / "results.json", {**where, "date": "2025-01-01T00:00"}, measured)
+    times, summary = report.tables(results)
+    assert [row[4:7] for row in _rows(times)] == [
+        ["2.000 (2.00–2.00)", "8.19", "50"],
+        ["0.500 (0.50–0.50)", "8.19", "50"],
+        ["0.980 (0.98–0.98)", "8.19", "50"],
+    ]
+    assert _rows(summary) == [["wall", "forward", "float32", "3", "0.993", "0.500 at 2^10", "2"]]
+    text = report.markdown(results)
+    assert f"commit {12 * 'a'} with changes" in text
+    assert "| wall | forward | 2^10 | 0.50 (50 %) |" in text
+    assert "- wall: below 1 in 2 of 3 cases, lowest 0.50 (forward, float32, 2^10)." in text
 
 
 def test_outliers_do_not_flatten_the_plot() -> None:

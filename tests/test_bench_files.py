@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +31,26 @@ def test_no_path_of_the_machine_is_recorded(
     assert environment.environment(torch.device("cpu"))["argv"] == without_out(arguments) == kept
 
 
+def test_a_file_names_the_commit_and_whether_it_had_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HEAD; "dirty" for a change anywhere but in the results, which a run itself writes; and the sources' digest."""
+
+    def git(*arguments: str) -> str:
+        line = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x", *arguments]
+        return subprocess.run(line, check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "first")
+    (tmp_path / "bench" / "results" / "new.json").write_text("{}")
+    clean = environment.environment(torch.device("cpu"))
+    (tmp_path / "tests" / "new.py").write_text("")
+    changed = environment.environment(torch.device("cpu"))
+    assert (clean["commit"], clean["dirty"], changed["dirty"]) == (git("rev-parse", "HEAD"), False, True)
+    assert clean["sources_sha256"] == environment.sources_sha256()
+
+
 def test_the_digest_is_of_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed byte in any Python or C file of the library or the benchmark changes it; another file does not."""
     folders = ("bench", "kernels", "sigmoid_op")
@@ -48,6 +69,16 @@ def test_the_digest_is_of_every_source(tmp_path: Path, monkeypatch: pytest.Monke
         path.write_bytes(text)
     (tmp_path / "bench" / "README.md").write_text("")
     assert environment.sources_sha256() == before
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    """Who has it open while it is written anew reads the old one to its end."""
+    path = tmp_path / "file.json"
+    write(path, "test", {}, items=["old"])
+    with path.open() as reader:
+        write(path, "test", {}, items=["new"])
+        assert json.load(reader)["items"] == ["old"]
+    assert json.loads(path.read_text())["items"] == ["new"]
 
 
 def test_a_file_has_an_item_a_line(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """What stands behind the figures of python -m bench: its cases, its verification, its two clocks, its statistics."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -105,6 +107,61 @@ def test_a_less_accurate_exponential_is_allowed_where_it_is_one(
         verify(inexact, a_case(dtype=dtype), CPU)
 
 
+class WrongGradient(torch.autograd.Function):
+    """A σ whose gradient is off by a thousandth."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = torch.sigmoid(x)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> Tensor:
+        (out,) = ctx.saved_tensors
+        return 1.001 * providers.pytorch().backward(grad_out, out)
+
+
+def _off(x: Tensor) -> Tensor:
+    return 1.001 * torch.sigmoid(x)
+
+
+def _off_at_the_end(x: Tensor) -> Tensor:
+    out = torch.sigmoid(x)
+    out[-1] += 1
+    return out
+
+
+def _off_with_grad(x: Tensor) -> Tensor:
+    return _off(x) if x.requires_grad else torch.sigmoid(x)
+
+
+def _backward_off(grad_out: Tensor, out: Tensor) -> Tensor:
+    return 1.001 * providers.pytorch().backward(grad_out, out)
+
+
+RIGHT = providers.pytorch()
+MISTAKES: list[tuple[str, Provider]] = [
+    ("forward kernel", replace(RIGHT, forward=_off)),
+    ("forward kernel", replace(RIGHT, forward=_off_at_the_end)),
+    ("forward kernel: torch.float64", replace(RIGHT, forward=lambda x: torch.sigmoid(x).double())),
+    ("forward call", replace(RIGHT, sigmoid=_off)),
+    ("forward with grad", replace(RIGHT, sigmoid=_off_with_grad)),
+    ("backward kernel", replace(RIGHT, backward=_backward_off)),
+    ("backward through autograd", replace(RIGHT, sigmoid=WrongGradient.apply)),
+    ("copy of x", replace(providers.copy(), forward=_off)),
+    (r"grad_out \+ out", replace(providers.copy(), backward=torch.sub)),
+]
+
+
+@pytest.mark.parametrize(("what", "wrong"), MISTAKES)
+def test_each_call_that_is_timed_is_verified(what: str, wrong: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One mistake in one of them, or in the last of several chunks, and the provider is refused."""
+    monkeypatch.setattr("bench.verify.CHUNK", 300)
+    with pytest.raises(WrongResultError, match=f"^{what}"):
+        verify(wrong, a_case(), CPU)
+
+
 def test_the_reason_of_a_failure_is_told() -> None:
     """Inductor's first line names only itself: what follows is kept, in one line of bounded length."""
 
@@ -143,6 +200,31 @@ def test_an_eager_function_does_not_pass_for_compiled() -> None:
         assert_compiled(lambda: compiled_by_nobody(x), n_kernels=1)
 
 
+def test_what_compiles_again_is_no_baseline() -> None:
+    """A call that takes another graph each time would be timed while it compiles."""
+    sizes = itertools.count(2)
+    compiled = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
+    with pytest.raises(RuntimeError, match="recompile"):
+        assert_compiled(lambda: compiled(torch.zeros(next(sizes))), n_kernels=0)
+
+
+def test_every_use_of_the_compiled_baseline_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward alone are a kernel each, both through autograd two: an eager one of them is told."""
+    proven: list[int] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(providers, "assert_compiled", lambda call, n_kernels: proven.append(n_kernels))
+    providers.compiled(a_case(), CPU)
+    assert proven == [1, 1, 2]
+
+
+def test_times_are_medians_of_all_rounds() -> None:
+    """Not the best round: beside the median stand the rounds that a fifth of all were below, and above."""
+    ns = [100.0, 1000.0, 2000.0, 3000.0, 4000.0, 5000.0, 6000.0, 7000.0, 8000.0, 9000.0, 90000.0]
+    m = Measurement({}, "forward", WALL, "torch", bytes_moved=10_000, samples_ns={OURS: ns})
+    assert m.time_us(OURS) == Spread(5.0, 2.0, 8.0)
+    assert m.gigabytes_per_second(OURS) == 2.0
+
+
 def test_ratios_are_taken_round_by_round() -> None:
     """A machine that slows down tenfold halfway changes the times but not the ratio."""
     ours = [1.0, 1.0, 1.0, 10.0, 10.0]
@@ -169,6 +251,35 @@ def test_providers_are_interleaved() -> None:
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
     assert {names[0] for names in rounds} == {"a", "b", "c"}
     assert all(len(values) == 20 for values in samples.values())
+
+
+def test_wall_time_is_that_of_a_call_which_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is waited for before the clock starts, and before it stops; the time is shared among the calls."""
+    log: list[str] = []
+    times = iter([1_000, 7_000])
+
+    def clock() -> int:
+        log.append("clock")
+        return next(times)
+
+    monkeypatch.setattr("time.perf_counter_ns", clock)
+    sample = clocks.wall_sampler(lambda: log.append("call"), 3, lambda: log.append("synchronize"))
+    assert sample() == 2_000
+    assert log == ["synchronize", "clock", "call", "call", "call", "synchronize", "clock"]
+
+
+def test_the_slowest_call_sets_how_many_make_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 ms of the slowest, and the same number of the others."""
+    monkeypatch.setattr(clocks, "wall_sampler", lambda call, n_calls, synchronize: call)
+    assert clocks.calls_per_wall_sample([lambda: 1_000.0, lambda: 50_000.0], lambda: None) == 20
+
+
+def test_peak_memory_is_that_beyond_the_operands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda replaced: 700 bytes at the highest, of which 300 were there before the call."""
+    replacements = {"synchronize": None, "memory_allocated": 300, "reset_peak_memory_stats": None}
+    for name, value in (replacements | {"max_memory_allocated": 700}).items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert clocks.peak_bytes(lambda: None, CPU) == 400
 
 
 class CudaOnPaper:
@@ -231,6 +342,7 @@ def test_a_cold_replay_uses_each_operand_once_and_a_warm_one_the_same(monkeypatc
     """Cold: own operands, own results, an eviction before. Warm: one call over and over, an untimed replay before."""
     cuda = CudaOnPaper(monkeypatch)
     replays = clocks.Replays(CPU)
+    assert replays._source.nbytes > 2**16  # more than the L2 cache holds
     monkeypatch.setattr(replays, "_evict", lambda: cuda.log.append("evict"))
     called: list[int] = []
 

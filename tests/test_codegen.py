@@ -198,6 +198,12 @@ def test_one_variant_serves_every_length(compiled: Facts) -> None:
     assert compiled["variants if specialized"] > 1
 
 
+def test_beside_a_misaligned_operand_no_access_is_wide(compiled: Facts) -> None:
+    """Threads that are neighbours take neighbouring elements of every operand: a wide one would spread the others."""
+    facts = compiled["defects"]["misaligned"]
+    assert facts["load_bits"] == facts["store_bits"] == [16]
+
+
 def test_amd(compiled: Facts) -> None:
     """Every kernel compiles for AMD's gfx942 and there, too, moves 16 bytes an access; a sum is one number."""
     assert len(compiled["amd"]) == len(BUDGETS) + (len(FAMILY_BUDGETS) + len(MEETING_BUDGETS)) // 2

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+import sigmoid_op
 from sigmoid_op import Sigmoid
 from sigmoid_op.conversion import MODULES, convert, revert
 from tests.conftest import Route
@@ -272,6 +273,13 @@ def test_compiled_models() -> None:
     assert convert(compiled).replaced == {"_orig_mod.0": Sigmoid}
     torch.testing.assert_close(compiled(x), expected)
     assert convert(model).replaced == {}
+
+
+def test_every_kind_is_converted() -> None:
+    """The five that the docstring names, each to ours of that name."""
+    ours = (sigmoid_op.Sigmoid, sigmoid_op.SiLU, sigmoid_op.GLU, sigmoid_op.LogSigmoid, sigmoid_op.BCEWithLogitsLoss)
+    model = nn.ModuleList([nn.Sigmoid(), nn.SiLU(), nn.GLU(), nn.LogSigmoid(), nn.BCEWithLogitsLoss()])
+    assert list(convert(model).replaced.values()) == list(ours)
 
 
 @pytest.mark.parametrize(("theirs", "ours"), MODULES.items())

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -26,6 +27,24 @@ def test_dense_floats_take_the_kernel(kernel_route: Route, launches: list[str], 
     assert launches == ["sigmoid"] * 3
 
 
+def test_the_function_has_no_threshold(
+    kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``SigmoidFunction`` runs our kernels whatever the size, forward and backward: the benchmark times it for them."""
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 100)
+    SigmoidFunction.apply(torch.ones(5, device=kernel_route.device, requires_grad=True)).sum().backward()
+    assert launches == ["sigmoid", "sigmoid_backward"]
+
+
+def test_no_grad_costs_no_gradient(kernel_route: Route, launches: list[str]) -> None:
+    """Under no_grad a tensor that requires one is a plain tensor: in place by our kernel, and nothing for backward."""
+    x = torch.ones(5, device=kernel_route.device, requires_grad=True)
+    with torch.no_grad():
+        sigmoid(x, exact_grad=True)
+        sigmoid_(x)
+    assert launches == ["sigmoid", "sigmoid"]
+
+
 def test_small_tensors_take_torch(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the threshold torch.sigmoid's own kernel runs; at the threshold ours does."""
     monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 100)
@@ -44,17 +63,14 @@ def test_the_fallback_launches_nothing(fallback: Route, launches: list[str]) -> 
     assert launches == []
 
 
-def _conjugate_imaginary(device: str) -> Tensor:
-    return torch.randn(4, dtype=torch.complex64, device=device).conj().imag
-
-
 # Tensors that no kernel may take: each would be read wrongly, or the caller's mode or type would not see the call.
 UNSUPPORTED: dict[str, Callable[[str], Tensor]] = {
     "bool": lambda device: torch.tensor([True, False], device=device),
     "uint8": lambda device: torch.arange(5, dtype=torch.uint8, device=device),
     "int64": lambda device: torch.arange(-5, 5, device=device),
     "complex64": lambda device: torch.randn(4, dtype=torch.complex64, device=device),
-    "lazily negated": _conjugate_imaginary,
+    "lazily negated": lambda device: torch._neg_view(torch.randn(4, device=device)),  # dense, as x.conj().imag is not
+    "a symbolic zero": lambda device: torch._efficientzerotensor(4, device=device),  # it has no memory
     "sparse COO": lambda device: torch.eye(3, device=device).to_sparse(),
     "strided slice": lambda device: torch.randn(4, 6, device=device)[:, ::2],
 }
@@ -109,7 +125,10 @@ def test_meta_and_fake_tensors(route: Route) -> None:
 
 
 @pytest.mark.parametrize("bad", [3.0, None, [1.0, 2.0], "x"], ids=repr)
-@pytest.mark.parametrize(("ours", "theirs"), [(sigmoid, torch.sigmoid), (sigmoid_, torch.sigmoid_)])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(sigmoid, torch.sigmoid), (sigmoid_, torch.sigmoid_), (partial(sigmoid, exact_grad=True), torch.sigmoid)],
+)
 def test_wrong_types(route: Route, bad: object, ours: Callable[..., Tensor], theirs: Callable[..., Tensor]) -> None:
     """Not a tensor: torch's TypeError, in torch's words."""
     with pytest.raises(TypeError) as expected:
@@ -223,6 +242,17 @@ def _run(code: str, **environment: str) -> None:
     subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
 
 
+def test_where_no_kernel_is_available_none_runs(
+    kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a PyTorch built for AMD the tensors are CUDA tensors, too: ``SigmoidFunction`` leaves them to PyTorch."""
+    monkeypatch.setattr(dispatch, "AVAILABLE", False)
+    x = torch.ones(3, device=kernel_route.device, requires_grad=True)
+    SigmoidFunction.apply(x).sum().backward()
+    sigmoid(x, exact_grad=True).sum().backward()
+    assert launches == []
+
+
 def test_import_needs_no_triton() -> None:
     """``import sigmoid_op`` and a call on the CPU do not import Triton."""
     code = (
@@ -248,6 +278,19 @@ def test_works_where_triton_is_missing() -> None:
         "assert torch.equal(sigmoid_op.sigmoid(x), torch.sigmoid(x))\n"
     )
     _run(code, TRITON_INTERPRET="1")
+
+
+def test_interpreted_is_what_triton_takes_for_it() -> None:
+    """In whatever way TRITON_INTERPRET is spelled, Triton and we read the same."""
+    code = (
+        "import importlib, os\n"
+        "from sigmoid_op import dispatch\n"
+        "from triton import knobs\n"
+        "for spelled in ('', '0', '1', '2', 'True', 'on', 'Y', 'yes', 'no'):\n"
+        "    os.environ['TRITON_INTERPRET'] = spelled\n"
+        "    assert importlib.reload(dispatch).INTERPRETED == knobs.runtime.interpret, spelled\n"
+    )
+    _run(code)
 
 
 def test_threshold_can_be_set_from_outside() -> None:

@@ -113,6 +113,21 @@ def test_kernels_write_both_in_one_pass(kernel_route: Route, launches: list[str]
     assert launches[1:] == expected
 
 
+def test_the_gradient_of_a_sum_stays_one_number(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No zeros are made for the gradient of t, nor added: the kernel is given the one number that sum() expands."""
+    from sigmoid_op.kernels import sigmoid as launchers
+
+    backward, given = launchers.sigmoid_exact_backward, []
+
+    def watched(grad_out: Tensor, t: Tensor) -> Tensor:
+        given.append(grad_out.numel())
+        return backward(grad_out, t)
+
+    monkeypatch.setattr(launchers, "sigmoid_exact_backward", watched)
+    _gradient(torch.ones(5, device=kernel_route.device))
+    assert given == [1]
+
+
 @pytest.mark.parametrize("shape", [(), (5, 3)], ids=str)
 def test_gradcheck(route: Route, shape: tuple[int, ...]) -> None:
     """First and second derivatives agree with finite differences: in reverse, forward, mixed and batched modes."""
@@ -154,6 +169,13 @@ def test_function_transforms(route: Route) -> None:
     torch.testing.assert_close(jacfwd(exact_sigmoid)(y), torch.diag(first))
     second = hessian(lambda v: exact_sigmoid(v).sum())(y)
     torch.testing.assert_close(second, torch.diag(-first * torch.tanh(y / 2)))
+
+
+def test_a_gradient_of_a_vmap_is_exact(route: Route) -> None:
+    """Inside vmap no tensor says that it requires a gradient; the one taken around it is alive all the same."""
+    x = torch.full((3,), 9.0, dtype=torch.bfloat16, device=route.device)
+    gradient = grad(lambda rows: vmap(exact_sigmoid)(rows).sum())(x)
+    assert_within_ulps(gradient.cpu(), derivative64(x.cpu()), GRADIENT_ULPS[x.dtype])
 
 
 # Dynamo makes an instance of Function itself, to trace any of its subclasses.

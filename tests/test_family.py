@@ -106,6 +106,14 @@ def test_pairs_that_no_kernel_takes(kernel_route: Route, launches: list[str], ou
     assert launches == []
 
 
+def test_operands_on_two_devices_that_kernels_read(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel runs on one device: beside a tensor of another, as of a second GPU, none is taken."""
+    monkeypatch.setattr(dispatch, "_is_plain", lambda x: True)  # as of a second GPU, for which meta stands here
+    x = torch.ones(3, 4, device=kernel_route.device)
+    assert dispatch.fuses(x, x)
+    assert not dispatch.fuses(x, x.to("meta"))
+
+
 @pytest.mark.parametrize(
     ("shape", "dim"), [((), -1), ((3, 5), -1), ((3, 4), 0), ((4, 4), 2), ((4, 4), -3), ((4, 4), 1.5), ((4, 4), None)]
 )

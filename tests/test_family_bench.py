@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench import clocks, family, family_report
+from bench import clocks, family, family_calls, family_report
 from bench.__main__ import main
 from bench.cases import PASSES
 from bench.clocks import Effort
@@ -22,7 +22,9 @@ from bench.family_calls import FamilyCase, verify
 from bench.members import LEAST_ELEMENTS, MEMBERS, Member
 from bench.providers import COMPILED, OURS, TORCH
 from bench.results import COLD, FAMILY, WALL, Measurement, Results
+from bench.rivals import Op
 from bench.verify import WrongResultError
+from sigmoid_op.kernels.catalogue import FAMILY as FAMILY_KERNELS
 from tests.test_bench_measuring import CudaOnPaper
 
 CPU = torch.device("cpu")
@@ -181,6 +183,26 @@ def test_forms_of_other_packages_are_the_op(member: Member, monkeypatch: pytest.
         verify(make(), FamilyCase(member, torch.float32, LEAST_ELEMENTS), CPU)
 
 
+def _swiglu_with_a_wrong_gradient_of_up(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * (up.detach() + 1.001 * (up - up.detach()))
+
+
+@pytest.mark.parametrize(
+    ("what", "member", "wrong"),
+    [
+        ("forward", SILU, lambda x: F.silu(x) + 0.5),
+        ("forward: nan", SILU, lambda x: F.silu(x) * torch.nan),
+        ("forward: torch.float64", SILU, lambda x: F.silu(x).double()),
+        ("gradient of operand 0", SILU, OffByAThousandth.apply),
+        ("gradient of operand 1", SWIGLU, _swiglu_with_a_wrong_gradient_of_up),
+    ],
+)
+def test_the_result_and_every_gradient_are_verified(what: str, member: Member, wrong: Op) -> None:
+    """A mistake in one of them alone is enough, and NaN is one."""
+    with pytest.raises(WrongResultError, match=f"^{what}"):
+        verify(wrong, FamilyCase(member, torch.float32, LEAST_ELEMENTS), CPU)
+
+
 def test_device_time_is_that_of_every_pass(fallback: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU, torch.cuda replaced: each call of a replay has operands of its own; 2 ms are shared among them."""
     CudaOnPaper(monkeypatch)
@@ -218,6 +240,54 @@ def test_goals_are_judged_by_the_worst_case(tmp_path: Path) -> None:
         ["won", "1.700 of 1.6: met", "0.990 of 1: missed", "0.900 of 1: met"],
         ["lost", "1.500 of 1.6: missed", "0.990 of 1: missed", "1.100 of 1: missed"],
     ]
+
+
+def test_rates_are_of_the_bytes_that_moved(tmp_path: Path) -> None:
+    """Of 12 bytes an element where the kernel ran, of PyTorch's 20 where its operators ran for the library, too."""
+    by_kernel, _ = _on_paper("op", 1000, 2.0, 90)
+    both = [by_kernel, replace(by_kernel, route="torch")]
+    table, *_ = family_report.tables(Results(tmp_path / "results.json", {"device_type": "cpu"}, both, kind=FAMILY))
+    console = Console(width=250, record=True, file=StringIO())
+    console.print(table)
+    rows = [line.strip("│").split("│") for line in console.export_text().splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row[-3:]] for row in rows] == [
+        ["12, 20 (1.67×)", "120, 100", "kernel"],
+        ["12, 20 (1.67×)", "200, 100", "torch"],
+    ]
+
+
+KERNELS = {
+    "sigmoid_gate": "gate",
+    "sigmoid_gate, SE": "channel gate",
+    "sigmoid_gate, SE channels_last": "channel gate NHWC",
+    "silu": "silu",
+    "swiglu": "swiglu",
+    "swiglu, packed": "packed swiglu",
+    "glu": "glu",
+    "glu, dim=1": "glu",
+    "logsigmoid": "logsigmoid",
+    "bce_with_logits": "BCE",
+    "bce_with_logits, pos_weight": "BCE",
+    "sigmoid_focal_loss": "focal",
+}
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
+def test_the_bytes_are_those_of_the_kernels(member: Member) -> None:
+    """What is counted for an op is what the operands of its two kernels come to; a channel's gate is not counted."""
+    by_name = {kernel.name: kernel for kernel in FAMILY_KERNELS}
+    names = (KERNELS[member.name], f"{KERNELS[member.name]} backward")
+    moved = [round(by_name[name].bytes_per_element(torch.float32) / 4, 2) for name in names]
+    assert moved == [member.traffic.forward, member.traffic.backward]
+
+
+def test_every_use_of_the_compiled_op_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward is a kernel, forward and backward are two: an eager one of them is told."""
+    proven: list[int] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(family_calls, "assert_compiled", lambda call, n_kernels: proven.append(n_kernels))
+    family_calls.compiled(FamilyCase(SILU, torch.float32, LEAST_ELEMENTS), CPU)
+    assert proven == [1, 2]
 
 
 @pytest.mark.gpu

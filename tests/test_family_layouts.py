@@ -125,6 +125,14 @@ def test_broadcast_gates(kernel_route: Route, launches: list[str], variant: str,
     _check(SIGMOID_GATE, (LAYOUTS[layout](x), _every_second(gate)), launches)
 
 
+def test_a_gate_that_is_one_number_expanded(kernel_route: Route, launches: list[str]) -> None:
+    """A gate per row whose memory is one number is summed per row all the same, and not as one gate."""
+    x, _ = SIGMOID_GATE.operands("matrix", torch.float32, kernel_route.device)
+    gate = torch.full((1, 1), 0.5, device=x.device).expand(len(x), 1)
+    _check(SIGMOID_GATE, (x, gate), launches)
+    assert launches == list(SIGMOID_GATE.kernels)
+
+
 @pytest.mark.parametrize(
     ("x", "gate"),
     [

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import cases, crossover, family, gpu, gpu_tests, report, revive, runner, tune
+from bench import cases, crossover, family, gpu, gpu_tests, pace, report, revive, runner, tune
 from bench.__main__ import main, make_parser
 from bench.cases import Case, Layout
 from bench.clocks import Effort
@@ -226,6 +226,32 @@ def test_the_grid_stops_cleanly(fallback: object, tmp_path: Path) -> None:
     assert list(dict.fromkeys(labels)) == ["2^0", "2^1", "2^2", "2^3", "2^4"]
 
 
+def test_time_that_runs_out_in_between_leaves_out_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five cases that take 4 seconds each of 10 the last two are counted as left out; each is told its share."""
+    now = 0.0
+    shares: list[float] = []
+
+    def measure(case: Case, share: float) -> Iterator[Measurement]:
+        nonlocal now
+        now += 4
+        shares.append(share)
+        return iter(())
+
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    chosen = list(cases.grid([torch.float32], [1, 2, 3, 4, 5]))
+    results = Results(tmp_path / "results.json", {})
+    pace.measure_in_turn(chosen, lambda case: case.n_elements, measure, CPU, results, seconds=10)
+    assert (results.status, results.environment["cases_left_out"]) == ("out of time", 2)
+    assert shares == [10 / 5, 6 / 4, 2 / 3]
+
+
+def test_a_measurement_keeps_to_its_share() -> None:
+    """Half of a case's seconds go to its nine measurements; none takes more than it would with all the time."""
+    effort = Effort(seconds=0.3, min_rounds=9, max_rounds=51)
+    assert runner._share(effort, 1.8).seconds == pytest.approx(0.1)
+    assert runner._share(effort, 1e9) == effort
+
+
 def _measured(ratios: dict[int, float]) -> list[Measurement]:
     return [
         Measurement(
@@ -288,6 +314,22 @@ def test_a_wrong_variant_is_not_timed(kernel_route: Route, monkeypatch: pytest.M
     assert set(found.variants) == {"512 elements, 4 warps"}
     assert found.failures["512 elements, 8 warps"].endswith("inf ulp, 5 allowed")
     assert tune.best(candidates, [found]) == candidates[0]
+
+
+def test_a_variant_without_its_last_block_is_not_timed(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the size of the race, what is verified leaves an incomplete block."""
+    from bench import tune_kernels
+    from bench.tune_kernels import Variant
+
+    launch = tune_kernels.launch
+
+    def full_blocks(variant: Variant, formula: Any, inputs: Any, output: torch.Tensor, **options: Any) -> None:
+        launch(variant, formula, inputs, output[: len(output) // 512 * 512], **options)
+
+    monkeypatch.setattr(tune_kernels, "launch", full_blocks)
+    layout = Layout.contiguous([1024])
+    case = Case("1024", "size", torch.float32, layout, layout)
+    assert not race(case, "forward", [Variant(512, 4)], torch.device(kernel_route.device), LEAST_EFFORT).variants
 
 
 @pytest.mark.gpu

@@ -1,5 +1,7 @@
 """The prepared launch: Triton binds arguments once for each kind of operands, and a kernel serves only its own kind."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -26,6 +28,41 @@ def test_compiles_once_for_each_kind(jit: FakeKernel) -> None:
     assert len(jit.launched) == 3
 
 
+def test_no_kernel_serves_another_kind(jit: FakeKernel) -> None:
+    """Whatever Triton specializes on makes a kind: of each operand by itself dtype and alignment, of all how many come
+    first as scalars, and the constants.
+    """
+    x, y, one = torch.zeros(4096), torch.zeros(4096, dtype=torch.bfloat16), torch.zeros(1)
+    odd = torch.zeros(4097)[1:]
+
+    def launch(*inputs: Tensor, scalars: tuple[Tensor, ...] = (), output: Tensor = x, constants: Any = ()) -> None:
+        pointwise.launch(formulas.sigmoid_backward, scalars, inputs, (output,), constants)
+
+    kinds: list[Callable[[], None]] = [
+        lambda: launch(x, x),
+        lambda: launch(x, scalars=(one,)),
+        lambda: launch(x, x, constants=(0.25, 2.0)),
+        lambda: launch(x, x, constants=(0.5, 2.0)),
+        lambda: launch(x, y),
+        lambda: launch(y, x),
+        lambda: launch(x, x, output=y),
+        lambda: launch(x, odd),
+        lambda: launch(odd, x),
+        lambda: launch(x, x, output=odd),
+    ]
+    for count, launch_one in enumerate(kinds, start=1):
+        launch_one()
+        assert len(jit.launched) == count
+
+
+def test_no_kernel_serves_another_device(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled kernel is loaded on one GPU: another's operands have their own."""
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    for device in (0, 1, 0):
+        prepared.launch_prepared(jit, (1, 1, 1), (), (formulas.sigmoid, device))
+    assert len(jit.launched) == 2
+
+
 def test_the_table_of_kernels_stays_small(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many kinds of calls there are, no more than the limit are remembered; a forgotten one works as before."""
     monkeypatch.setattr(prepared, "LIMIT", 2)
@@ -46,6 +83,14 @@ def test_misaligned_operands_get_their_own_kernel(jit: FakeKernel) -> None:
     _launch(x[2:])
     assert len(jit.launched) == 2
     assert [len(kernel.launched) for kernel in jit.compiled] == [1, 1]
+
+
+def test_where_one_alignment_is_missing_none_is_known(jit: FakeKernel) -> None:
+    """The kernel is then given a zero to add to its offsets, which hides the others' alignment from the compiler."""
+    x = torch.zeros(5000)
+    pointwise.launch(formulas.sigmoid, (), (x[4:],), (x[:-4],))
+    pointwise.launch(formulas.sigmoid, (), (x[1:],), (x[:-1],))
+    assert [zero for _, _, _, _, _, zero, *_ in jit.launched] == [None, 0]
 
 
 def test_the_grid_covers_every_element(jit: FakeKernel) -> None:

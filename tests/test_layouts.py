@@ -14,6 +14,7 @@ from tests.ulp import (
     FALLBACK_FORWARD_ULPS,
     FLOAT_DTYPES,
     FORWARD_ULPS,
+    HALF_DTYPES,
     assert_within_ulps,
     true_backward,
     true_sigmoid,
@@ -38,6 +39,7 @@ LAYOUTS: dict[str, Callable[[torch.dtype, str], Tensor]] = {
         memory_format=torch.channels_last
     ),
     "size one": lambda dtype, device: _base(4, 6, dtype=dtype, device=device)[:, None].transpose(0, 1),
+    "one of a batch": lambda dtype, device: _base(4, 4, 6, dtype=dtype, device=device).transpose(1, 2)[::4],
     "sliced": lambda dtype, device: _base(6, 10, dtype=dtype, device=device)[:, 1:8:2],
     "narrowed": lambda dtype, device: _base(6, 10, dtype=dtype, device=device)[2:5],
     "expanded": lambda dtype, device: _base(5, 1, dtype=dtype, device=device).expand(5, 7),
@@ -48,6 +50,7 @@ LAYOUTS: dict[str, Callable[[torch.dtype, str], Tensor]] = {
 }
 GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
     "ones, expanded": lambda out: torch.ones((), dtype=out.dtype, device=out.device).expand(out.shape),
+    "one of three, expanded": lambda out: torch.arange(3, dtype=out.dtype, device=out.device)[2].expand(out.shape),
     "a row, expanded": lambda out: torch.randn_like(out).sum(-1, keepdim=True).expand(out.shape),
     "every second": lambda out: torch.stack([torch.randn_like(out)] * 2, dim=-1)[..., 0],
     "contiguous": lambda out: torch.randn(out.shape, device=out.device).to(out.dtype),
@@ -104,6 +107,23 @@ def test_backward(route: Route, dtype: torch.dtype, layout: str, gradient: str) 
     (grad_in,) = torch.autograd.grad(out, x, grad_out)
     assert grad_in.dtype == dtype
     assert_within_ulps(grad_in.cpu(), true_backward(grad_out.cpu(), out.detach().cpu()), FALLBACK_BACKWARD_ULPS[dtype])
+
+
+def test_a_stride_that_is_never_stepped_does_not_matter(kernel_route: Route, launches: list[str]) -> None:
+    """A gradient that lies as the result does, but for the stride of a dimension of size 1, takes the kernel."""
+    x = torch.randn(5, 1, device=kernel_route.device, requires_grad=True)
+    out = SigmoidFunction.apply(x)
+    out.backward(torch.ones(1, 5, device=kernel_route.device).t())
+    assert launches == ["sigmoid", "sigmoid_backward"]
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_16_bits_are_copied_to_the_kernel(kernel_route: Route, launches: list[str], dtype: torch.dtype) -> None:
+    """A 16-bit gradient in another layout takes the kernel, which rounds once; a wider one PyTorch's."""
+    x = torch.randn(6, 4, dtype=dtype, device=kernel_route.device).t().requires_grad_()
+    out = SigmoidFunction.apply(x)
+    out.backward(torch.ones(4, 6, dtype=dtype, device=kernel_route.device))
+    assert launches == ["sigmoid", "sigmoid_backward"][: 2 if dtype in HALF_DTYPES else 1]
 
 
 @pytest.mark.parametrize("layout", ["transposed", "channels_last", "misaligned", "sliced", "expanded"])

@@ -80,6 +80,31 @@ def test_loss_and_gradient(kernel_route: Route, loss: Loss, dtype: torch.dtype, 
         assert bool(((error <= 4 * atol) | (ulp_error(slope.cpu(), exact_slope) <= 0.52)).all()), error.max()
 
 
+@pytest.mark.parametrize("loss", [BCE, FOCAL], ids=lambda loss: loss.name)
+@pytest.mark.parametrize(
+    ("dtype", "target_dtype"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str
+)
+def test_two_dtypes(kernel_route: Route, loss: Loss, dtype: torch.dtype, target_dtype: torch.dtype) -> None:
+    """The loss has the digits of its own dtype, and the gradient those of the logit's, whatever the target's is."""
+    x = _logits(dtype, kernel_route.device).requires_grad_()
+    target = torch.ones_like(x, dtype=target_dtype, requires_grad=False)
+    out = loss.ours(x, target, reduction="none")
+    (slope,) = torch.autograd.grad(out.sum(), x)
+    exact, exact_slope = loss.truth(x, target)
+    assert_within_ulps(out.detach().cpu(), exact, 0.52 if out.dtype == torch.bfloat16 else loss.ulps)
+    assert_within_ulps(slope.cpu(), exact_slope, 0.52 if dtype == torch.bfloat16 else loss.gradient_ulps)
+
+
+def test_an_alpha_of_zero_is_a_weight(route: Route) -> None:
+    """It leaves nothing of the positive examples: no loss and no gradient, also of one that is differentiated again."""
+    x = torch.ones(3, device=route.device, requires_grad=True)
+    loss = sigmoid_focal_loss(x, torch.ones(3, device=route.device), alpha=0, reduction="sum")
+    assert loss == 0
+    for create_graph in (False, True):
+        (slope,) = torch.autograd.grad(loss, x, retain_graph=True, create_graph=create_graph)
+        assert (slope == 0).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_gradients_do_not_die(kernel_route: Route, dtype: torch.dtype) -> None:
     """At a logit of 40, right or wrong by e^-40, PyTorch's float32 gradient of a hard label is 0 and ours is not."""

@@ -20,6 +20,7 @@ from sigmoid_op.loss_modules import BCEWithLogitsLoss, LogSigmoid, SigmoidFocalL
 from tests.conftest import Route
 from tests.losses import BCE, FOCAL, LOSSES, REDUCTIONS, Loss, Op, each_kind, torch_focal
 from tests.models import Cut
+from tests.ulp import assert_within_ulps
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -183,6 +184,15 @@ def test_errors_of_focal_loss(route: Route, launches: list[str]) -> None:
     assert launches == []
 
 
+def test_a_gradient_of_alpha(route: Route, launches: list[str]) -> None:
+    """An alpha that is a tensor goes to PyTorch, which differentiates with respect to it."""
+    x, alpha = torch.ones(3, 4, device=route.device), torch.tensor(0.25, device=route.device, requires_grad=True)
+    (gradient,) = torch.autograd.grad(sigmoid_focal_loss(x, x, alpha, reduction="sum"), alpha)  # type: ignore[arg-type]
+    p = torch.sigmoid(x)
+    torch.testing.assert_close(gradient, (-(1 - p).square() * p.log()).sum())
+    assert launches == []
+
+
 GOES_TO_PYTORCH: dict[str, Callable[[Tensor], dict[str, Any]]] = {
     "size_average": lambda x: {"size_average": False},
     "reduce": lambda x: {"reduce": False},
@@ -270,6 +280,15 @@ def test_layouts(route: Route, loss: Loss, layout: Callable[[Tensor, Tensor], tu
     """Every memory layout has the right result and gradient, PyTorch's strides, and every element written."""
     x, target = layout(_random(*SHAPE, seed=1).to(route.device), _labels(*SHAPE).to(route.device))
     _check_against_float64(loss.ours, loss.theirs, x, target)
+
+
+def test_a_gradient_in_another_layout_keeps_its_digits(kernel_route: Route) -> None:
+    """A float32 one of a bfloat16 logit, copied into its layout, is not rounded before the product."""
+    x = _random(64, 50, seed=1, dtype=torch.bfloat16).to(kernel_route.device).requires_grad_()
+    target, grad_out = torch.ones(64, 50, device=x.device), _random(50, 64, seed=2).to(x.device).t()
+    (grad_in,) = torch.autograd.grad(BCE.ours(x, target, reduction="none"), x, grad_out)
+    exact = -grad_out.double() * torch.sigmoid(-x.detach().double())
+    assert_within_ulps(grad_in, exact, 0.52)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sigmoid_op import Sigmoid
+from sigmoid_op import Sigmoid, sigmoid, sigmoid_
 from tests.conftest import Route
 
 
@@ -73,6 +73,19 @@ def test_jit_script() -> None:
     assert "aten::sigmoid" in str(scripted.inlined_graph)
     x = torch.randn(2, 4)
     torch.testing.assert_close(scripted(x), _model()(x))
+
+
+def _in_place_and_not(x: Tensor) -> Tensor:
+    return sigmoid_(sigmoid(x))
+
+
+def test_functions_in_a_script() -> None:
+    """A scripted function may call ``sigmoid`` and ``sigmoid_``: TorchScript compiles PyTorch's operators for them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
+        scripted = torch.jit.script(_in_place_and_not)
+    kinds = [node.kind() for node in scripted.graph.nodes()]
+    assert kinds == ["aten::sigmoid", "aten::sigmoid_"]
 
 
 @pytest.mark.parametrize("training", [True, False])

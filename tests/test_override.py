@@ -141,6 +141,23 @@ def test_gradient_in_another_layout(kernel_route: Route, launches: list[str]) ->
     assert launches == []
 
 
+@pytest.mark.parametrize(
+    "convert",
+    [lambda grad: grad[:1], lambda grad: grad[0, 0], lambda grad: grad.double()],
+    ids=["one row", "one number", "float64"],
+)
+def test_gradient_of_another_shape_or_dtype(
+    kernel_route: Route, launches: list[str], convert: Callable[[Tensor], Tensor]
+) -> None:
+    """The operator broadcasts grad_out and promotes dtypes: PyTorch's kernel runs; ours would read past the end."""
+    out, grad_out = torch.sigmoid(_randn(kernel_route, 4, 6)), convert(_randn(kernel_route, 4, 6))
+    expected = aten.sigmoid_backward.default(grad_out, out)
+    with enable():
+        grad_in = aten.sigmoid_backward.default(grad_out, out)
+    torch.testing.assert_close(grad_in, expected, rtol=0, atol=0)
+    assert launches == []
+
+
 def test_small_tensors_take_torch(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the threshold PyTorch's kernel runs, forward and backward; at the threshold ours does."""
     monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 100)
@@ -160,6 +177,7 @@ OUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "int32": lambda x: x.new_empty(x.shape, dtype=torch.int32),
     "overlapping itself": lambda x: x.new_empty(1).expand(x.shape),
     "overlapping x": lambda x: x.as_strided(x.shape, x.stride(), 1),
+    "overlapping the end of x": lambda x: x.as_strided(x.shape, x.stride(), 5),  # of 20 elements: 20 bytes further on
 }
 
 WRITERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

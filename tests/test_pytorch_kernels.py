@@ -29,6 +29,13 @@ def test_counts_from_the_first_load_to_the_exit(dtype: torch.dtype, elements: in
     assert facts == {"dtype": str(dtype)[6:], "instructions": 4 / elements, "mufu": 1 / elements}
 
 
+def test_a_uniform_branch_may_fall_through() -> None:
+    """BRA.U has its condition among the operands, not before it: what stands behind it belongs to the path."""
+    facts = pytorch_kernels.count(SASS.replace("MUFU.EX2 R9, R8", "BRA.U UP0, 0x50"), torch.float32)
+    assert facts is not None
+    assert facts["instructions"] == 3 / 4  # the load, the branch and the store
+
+
 def test_instances_with_narrower_accesses_are_left_out() -> None:
     """PyTorch has instances for misaligned operands, too."""
     assert pytorch_kernels.count(SASS.replace(".128", ".64"), torch.float32) is None

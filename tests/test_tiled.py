@@ -116,7 +116,7 @@ def _addends(route: Route, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[
 
 
 # A full tile of rows and columns and parts of one, whichever axis is summed; batches; one element.
-SHAPES = [(2, 40, 70), (1, 3, 2060), (3, 1, 1), (1, 64, 128)]
+SHAPES = [(2, 40, 70), (2, 3, 2060), (1, 3, 2060), (3, 1, 1), (1, 64, 128)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
