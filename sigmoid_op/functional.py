@@ -98,8 +98,7 @@ def sigmoid_(input: Tensor) -> Tensor:
         from sigmoid_op.kernels.sigmoid import sigmoid_forward_out
 
         sigmoid_forward_out(input, input)
-        if not input.is_inference():
-            torch.autograd.graph.increment_version(input)
+        torch.autograd.graph.increment_version(input)
         return input
     return torch.sigmoid_(input)
 

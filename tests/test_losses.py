@@ -84,6 +84,14 @@ def test_dtypes(route: Route, dtype: torch.dtype, target_dtype: torch.dtype, aut
         torch.testing.assert_close(grad_in.double(), exact, rtol=0.03, atol=0.02 / x.numel())
 
 
+def test_the_gradient_of_a_mean_is_rounded_once(kernel_route: Route) -> None:
+    """In bfloat16 a third is not rounded before it is multiplied."""
+    x = _random(3, seed=1, dtype=torch.bfloat16).to(kernel_route.device).requires_grad_()
+    BCE.ours(x, torch.ones_like(x, requires_grad=False)).backward()
+    assert x.grad is not None
+    assert_within_ulps(x.grad.cpu(), -torch.sigmoid(-x.detach().cpu().double()) / 3, 0.52)
+
+
 @each_kind
 def test_an_undefined_gradient_stays_undefined(route: Route, loss: Loss) -> None:
     """What no gradient reaches has none, rather than zeros."""
