@@ -22,10 +22,10 @@ class _Traceable(FunctionMeta):
 class FastApplyFunction(Function, metaclass=_Traceable):
     """A Function whose ``apply`` skips binding default arguments, of which ours have none.
 
-    With ``setup_context`` defined, ``Function.apply`` first calls ``inspect.signature``: 17.3 µs a call in place of
-    5.6 (python -m bench host).
-    Under a torch.func transform the call takes the ordinary way; under a compiler it is the operators of ``forward``,
-    which the compiler differentiates and fuses. So it is on the tensors of the older vmap, which knows no Functions.
+    With ``setup_context`` defined, ``Function.apply`` first calls ``inspect.signature``: 17.3 µs a call in place of 5.6
+    (python -m bench host). Under a torch.func transform the call takes the ordinary way; under a compiler it is the
+    operators of ``forward``, which the compiler differentiates and fuses. So it is on the tensors of the older vmap,
+    which knows no Functions.
     """
 
     @classmethod
