@@ -55,23 +55,27 @@ def _store(pointer, value, mask, hint: tl.constexpr):
 
 
 @triton.jit
+def _block(inputs, outputs, start, lane, mask, formula: tl.constexpr, load: tl.constexpr, store: tl.constexpr):
+    results = formula(tl.tuple([_load(pointer + start + lane, mask, load) for pointer in inputs]))
+    for i in tl.static_range(len(outputs)):
+        result = round_to(results[i], outputs[i].dtype.element_ty)
+        _store(outputs[i] + start + lane, result, mask, store)
+
+
+@triton.jit
 def _tile(
     inputs, outputs, start, n_elements, formula: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     load: tl.constexpr, store: tl.constexpr,
 ):  # fmt: skip
-    """A full tile without a mask, the last one with it, as in the library's template."""
+    """A full tile without a mask, the last one with two, as in the library's template."""
     lane = tl.arange(0, BLOCK_SIZE)
     if start + BLOCK_SIZE <= n_elements:
-        results = formula(tl.tuple([_load(pointer + start + lane, None, load) for pointer in inputs]))
-        for i in tl.static_range(len(outputs)):
-            result = round_to(results[i], outputs[i].dtype.element_ty)
-            _store(outputs[i] + start + lane, result, None, store)
+        _block(inputs, outputs, start, lane, None, formula, load, store)
     else:
-        mask = start + lane < n_elements
-        results = formula(tl.tuple([_load(pointer + start + lane, mask, load) for pointer in inputs]))
-        for i in tl.static_range(len(outputs)):
-            result = round_to(results[i], outputs[i].dtype.element_ty)
-            _store(outputs[i] + start + lane, result, mask, store)
+        whole = n_elements // 16 * 16
+        _block(inputs, outputs, start, lane, start + lane < whole, formula, load, store)
+        rest = tl.arange(0, 16)
+        _block(inputs, outputs, whole, rest, whole + rest < n_elements, formula, load, store)
 
 
 @triton.jit(do_not_specialize=["n_elements"])

@@ -36,7 +36,7 @@ BUDGETS: dict[str, tuple[float, float]] = {
     "exact forward, bfloat16": (19.9, 4),
     "exact forward, float16": (17.5, 4),
     "exact forward, float32": (52.4, 2),
-    "exact forward, float64": (129.7, 2),
+    "exact forward, float64": (132.3, 2),
     "exact backward, bfloat16": (8.7, 0),
     "exact backward, float16": (8.2, 0),
     "exact backward, float32": (4.1, 0),
@@ -69,7 +69,7 @@ FAMILY_BUDGETS: dict[str, tuple[float, float]] = {
     "BCE backward, bfloat16": (18.38, 2),
     "BCE backward, float32": (35.32, 1),
     "focal backward, bfloat16": (36.44, 2),
-    "focal backward, float32": (57.38, 1),
+    "focal backward, float32": (57.88, 1),
     "packed swiglu, bfloat16": (14.75, 2),
     "packed swiglu, float32": (29.69, 1),
     "packed swiglu backward, bfloat16": (27.94, 2),
@@ -165,6 +165,12 @@ def test_budget(compiled: Facts, cell: str) -> None:
     assert is_wide(facts), facts
     assert is_straight(facts), facts
     assert has_wide_offsets(facts), facts
+
+
+@pytest.mark.parametrize("cell", [f"{kernel}, {dtype}" for kernel in ("forward", "backward") for dtype in DTYPES])
+def test_most_of_a_multiprocessor_is_filled(compiled: Facts, cell: str) -> None:
+    """Few registers, so that 1,280 threads or more of 2,048 are resident, and wait for memory side by side."""
+    assert compiled["kernels"][f"{cell}, sm_90"]["registers"] <= 48
 
 
 @pytest.mark.parametrize("cell", MEETING_BUDGETS)
