@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import formulas, gate_formulas, loss_formulas
 from .frame import frame
-from .pointwise import BLOCK_SIZES, pointwise_kernel
+from .pointwise import BLOCK_SIZES, MAX_REGISTERS, pointwise_kernel
 from .tiled import arguments, tiled_kernel, tiling
 
 Operands = tuple[Tensor, ...]
@@ -41,6 +41,10 @@ class Kernel:
     def bytes_per_element(self, dtype: torch.dtype) -> float:
         """What it reads and writes, all operands having one dtype."""
         return (self.inputs + self.outputs) * dtype.itemsize
+
+    def max_registers(self, dtype: torch.dtype) -> int | None:
+        """As ``launch`` has it compiled."""
+        return MAX_REGISTERS[dtype.itemsize]
 
     def arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
         """As ``launch`` passes them for operands of ``dtype``, of which a misaligned one is ``x[1:]``."""
@@ -73,6 +77,9 @@ class TiledKernel:
         inputs, outputs = self.operands(dtype)
         elements = max(x.numel() for x in inputs + outputs)
         return sum(_bytes(x) for x in inputs + outputs) / elements
+
+    def max_registers(self, dtype: torch.dtype) -> None:
+        """As many as ptxas likes."""
 
     def arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
         """As ``launch_tiled`` passes them."""

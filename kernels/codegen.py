@@ -6,6 +6,7 @@ Needs nothing but Triton's wheel, which brings the assemblers.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -60,8 +61,11 @@ def compiling_for(target: GPUTarget) -> Iterator[None]:
 
 def compile_kernel(kernel: Kernel | TiledKernel, dtype: torch.dtype, target: GPUTarget) -> CompiledKernel:
     """What a launcher would compile on ``target`` for operands of ``dtype``."""
+    options: dict[str, Any] = {"num_warps": NUM_WARPS}
+    if target.backend == "cuda":
+        options["maxnreg"] = kernel.max_registers(dtype)
     with compiling_for(target):
-        return kernel.template.warmup(*kernel.arguments(dtype), grid=(1, 1, 1), num_warps=NUM_WARPS)
+        return kernel.template.warmup(*kernel.arguments(dtype), grid=(1, 1, 1), **options)
 
 
 def narrow_offsets(compiled: CompiledKernel) -> set[str]:

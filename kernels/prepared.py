@@ -16,11 +16,18 @@ LIMIT = 4096
 _prepared: dict[tuple[Any, ...], Any] = {}
 
 
-def launch_prepared(kernel: Any, grid: tuple[int, int, int], args: tuple[Any, ...], key: tuple[Any, ...]) -> None:
-    """``kernel[grid](*args)``; the first call for a ``key`` compiles, the others find the compiled kernel by it.
+def launch_prepared(
+    kernel: Any,
+    grid: tuple[int, int, int],
+    args: tuple[Any, ...],
+    key: tuple[Any, ...],
+    max_registers: int | None = None,
+) -> None:
+    """``kernel[grid](*args)``: the first call for a ``key`` compiles, the others find the compiled kernel by it.
 
     ``key`` names the kernel and the device, and holds all that Triton specializes the kernel on: which arguments are
-    constants, and of the others the dtype, whether an address is a multiple of 16, and the value of an integer.
+    constants, and of the others the dtype, whether an address is a multiple of 16, and the value of an integer; and
+    ``max_registers``, what a thread may have (None: as many as the compiler likes), follows from it.
     """
     if INTERPRETED:
         kernel[grid](*args)
@@ -31,6 +38,6 @@ def launch_prepared(kernel: Any, grid: tuple[int, int, int], args: tuple[Any, ..
         if prepared is None:
             if len(_prepared) >= LIMIT:
                 _prepared.clear()
-            _prepared[key] = kernel[grid](*args, num_warps=NUM_WARPS)
+            _prepared[key] = kernel[grid](*args, num_warps=NUM_WARPS, maxnreg=max_registers)
         else:
             prepared[grid](*args)

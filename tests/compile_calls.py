@@ -22,9 +22,15 @@ DTYPE = torch.bfloat16
 compiled: set[str] = set()
 
 
-def compile_only(kernel: Any, grid: tuple[int, int, int], args: tuple[Any, ...], key: tuple[Any, ...]) -> None:
+def compile_only(
+    kernel: Any,
+    grid: tuple[int, int, int],
+    args: tuple[Any, ...],
+    key: tuple[Any, ...],
+    max_registers: int | None = None,
+) -> None:
     """What ``launch_prepared`` does at first, up to the launch: the results stay as they were allocated."""
-    kernel.warmup(*args, grid=grid, num_warps=NUM_WARPS)
+    kernel.warmup(*args, grid=grid, num_warps=NUM_WARPS, maxnreg=max_registers)
     compiled.add(key[0].__name__)
 
 

@@ -88,9 +88,11 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     launch = prepared.launch_prepared
 
-    def record(kernel: object, grid: tuple[int, int, int], args: tuple[Any, ...], key: tuple[Any, ...]) -> None:
+    def record(
+        kernel: object, grid: tuple[int, int, int], args: tuple[Any, ...], key: tuple[Any, ...], *options: Any
+    ) -> None:
         names.append(key[0].__name__)
-        launch(kernel, grid, args, key)
+        launch(kernel, grid, args, key, *options)
 
     for template in (pointwise, tiled):
         monkeypatch.setattr(template, "launch_prepared", record)

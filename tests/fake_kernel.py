@@ -12,7 +12,7 @@ class FakeKernel:
         self.launched: list[tuple[Any, ...]] = []
 
     def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., "FakeKernel"]:
-        def run(*args: Any, num_warps: int = 0) -> FakeKernel:
+        def run(*args: Any, num_warps: int = 0, maxnreg: int | None = None) -> FakeKernel:
             self.launched.append((grid, *args))
             if num_warps:
                 self.compiled.append(FakeKernel())

@@ -61,7 +61,7 @@ FAMILY_BUDGETS: dict[str, tuple[float, float]] = {
     "swiglu, bfloat16": (12.32, 2),
     "swiglu, float32": (27.32, 1),
     "swiglu backward, bfloat16": (23.44, 2),
-    "swiglu backward, float32": (37.13, 1),
+    "swiglu backward, float32": (37.44, 1),
     "logsigmoid, bfloat16": (17.13, 2),
     "logsigmoid, float32": (37.94, 1),
     "logsigmoid backward, bfloat16": (12.32, 2),
@@ -169,8 +169,8 @@ def test_budget(compiled: Facts, cell: str) -> None:
 
 @pytest.mark.parametrize("cell", [f"{kernel}, {dtype}" for kernel in ("forward", "backward") for dtype in DTYPES])
 def test_most_of_a_multiprocessor_is_filled(compiled: Facts, cell: str) -> None:
-    """Few registers, so that 1,280 threads or more of 2,048 are resident, and wait for memory side by side."""
-    assert compiled["kernels"][f"{cell}, sm_90"]["registers"] <= 48
+    """Few registers, so that 1,152 threads or more of 2,048 are resident, and wait for memory side by side."""
+    assert compiled["kernels"][f"{cell}, sm_90"]["registers"] <= 56
 
 
 @pytest.mark.parametrize("cell", MEETING_BUDGETS)

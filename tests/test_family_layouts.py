@@ -196,11 +196,11 @@ def test_halves_are_not_copied(
     storages: list[list[set[int]]] = []
     launch = prepared.launch_prepared
 
-    def watch(kernel: object, grid: tuple[int, int, int], args: tuple[Any, ...], key: tuple[Any, ...]) -> None:
+    def watch(kernel: object, grid: tuple[int, int, int], args: tuple[Any, ...], *options: Any) -> None:
         # Inputs and outputs; the tiled kernel's have their strides with them.
         tensors = [[x if isinstance(x, Tensor) else x[0] for x in operands] for operands in args[1:3]]
         storages.append([{x.untyped_storage().data_ptr() for x in operands} for operands in tensors])
-        launch(kernel, grid, args, key)
+        launch(kernel, grid, args, *options)
 
     for template in (pointwise, tiled):
         monkeypatch.setattr(template, "launch_prepared", watch)

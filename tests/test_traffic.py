@@ -71,5 +71,5 @@ def test_ours(kernel_route: Route, member: Member, monkeypatch: pytest.MonkeyPat
     """And what our launches move: each operand once. Sums, one number a block, are rounded away."""
     launched: list[tuple[Any, ...]] = []
     for template in (pointwise, tiled):
-        monkeypatch.setattr(template, "launch_prepared", lambda kernel, grid, args, key: launched.append(args))
+        monkeypatch.setattr(template, "launch_prepared", lambda kernel, grid, args, *_: launched.append(args))
     assert _per_element(member, member.ours, kernel_route.device, lambda: _elements(launched)) == member.traffic
