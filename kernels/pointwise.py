@@ -52,8 +52,8 @@ def pointwise_kernel(
     """outputs[i] = formula(*scalars, *inputs)[i], element by element, in the order in which they lie in memory.
 
     A full block runs without a mask. One that the compiler cannot prove uniform over 16 bytes would split every access
-    of the last block into single elements, and their addresses and predicates would take so many registers (56 in place
-    of 32 for σ in 16 bits, by python -m bench codegen) that half as many blocks of either kind fit on a multiprocessor.
+    of the last block into single elements, and their addresses and predicates would take so many registers (56 for σ in
+    16 bits, which has 32 by python -m bench codegen) that half as many blocks of either kind fit on a multiprocessor.
     So it is cut at a multiple of 16, which leaves its accesses wide, and the fewer than 16 elements after that come by
     themselves. Offsets are 64 bits wide.
 

@@ -188,7 +188,7 @@ def test_budget_of_sums_and_broadcasts(compiled: Facts, cell: str) -> None:
 
 @pytest.mark.parametrize("cell", PYTORCH)
 def test_fewer_instructions_than_pytorch(compiled: Facts, cell: str) -> None:
-    """No kernel spends more instructions per element than PyTorch's own on the same GPU."""
+    """Forward and backward spend no more than PyTorch's own on the same GPU, but in float64, where they spend more."""
     assert is_within(compiled["kernels"][f"{cell}, sm_90"], PYTORCH[cell])
 
 
