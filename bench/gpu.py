@@ -55,7 +55,7 @@ class Part:
 
 
 PARTS: tuple[Part, ...] = (
-    Part("tests", ("bench.gpu_tests",), 180, ("tests/test_launch.py", "tests/test_devices.py")),
+    Part("tests", ("bench.gpu_tests",), 180, ("tests/sigmoid/test_launch.py", "tests/sigmoid/test_devices.py")),
     Part("accuracy", ("bench", "accuracy"), 80, ("--stride", "1000003")),
     Part(
         "grid", ("bench", "grid"), 190, ("--quick", "--sizes", "1", "2^12", "--dtypes", "bfloat16", "float32"),

@@ -19,8 +19,9 @@ PROCESSES = max(2, min(16, (os.cpu_count() or 2) - 2))
 # They compile the most kernels, or run whole commands of the benchmark, and come first: none of them is left to run
 # alone at the end.
 LONGEST = (
-    "family_layouts", "family_gradients", "loss_accuracy", "gpu_programme", "family_bench", "bench", "losses", "family",
-    "family_subsystems", "tiled",
+    "family/test_layouts", "family/test_gradients", "family/test_loss_accuracy", "bench/test_gpu_programme",
+    "bench/test_family", "bench/test_commands_and_checks", "family/test_losses", "family/test_results",
+    "pytorch/test_family_subsystems", "sigmoid/test_tiled",
 )  # fmt: skip
 NO_TESTS_COLLECTED = 5  # pytest's exit code for a file in which no test is for a GPU
 POLL_SECONDS, WRITING_SECONDS = 0.1, 10.0
@@ -33,8 +34,8 @@ def main() -> int:
     args = parser.parse_args()
     # A shell starts what it runs in the background with SIGINT ignored, which every pytest would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    every_file = sorted((ROOT / "tests").glob("test_*.py"))
-    longest = [ROOT / "tests" / f"test_{name}.py" for name in LONGEST]
+    every_file = sorted((ROOT / "tests").rglob("test_*.py"))
+    longest = [ROOT / "tests" / f"{name}.py" for name in LONGEST]
     files: list[Path] = args.files or longest + [file for file in every_file if file not in longest]
     return run(files, args.out)
 
@@ -61,9 +62,14 @@ def run(files: list[Path], folder: Path) -> int:
     return int(failed)
 
 
+def _name(file: Path) -> str:
+    """That of its room, too: two rooms may have files of one name."""
+    return f"{file.parent.name}-{file.stem}"
+
+
 def _start(file: Path, folder: Path) -> subprocess.Popen[str]:
-    output = (folder / f"{file.stem}.log").open("w")
-    junit = folder / f"{file.stem}.xml"
+    output = (folder / f"{_name(file)}.log").open("w")
+    junit = folder / f"{_name(file)}.xml"
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "--quiet", f"--junitxml={junit}", str(file)]
     with output:
         return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True)
@@ -72,7 +78,7 @@ def _start(file: Path, folder: Path) -> subprocess.Popen[str]:
 def _tell(file: Path, process: subprocess.Popen[str], folder: Path) -> bool:
     """Print how a file's tests went, and why those that failed did; whether one did."""
     failed = process.returncode not in (0, NO_TESTS_COLLECTED)
-    lines = (folder / f"{file.stem}.log").read_text(errors="replace").splitlines()
+    lines = (folder / f"{_name(file)}.log").read_text(errors="replace").splitlines()
     print(*(lines if failed else lines[-1:]), sep="\n", flush=True)
     return failed
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a type alone: the table of GPUs can be read without Triton
-    from sigmoid_op.kernels.machine_code import MachineCode
+    from bench.codegen.machine_code import MachineCode
 
 WARP = 32
 

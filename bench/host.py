@@ -83,8 +83,9 @@ def pieces(device: torch.device) -> dict[str, dict[str, Piece]]:
 
 
 def _launch_pieces(x: Tensor) -> dict[str, Piece]:
-    from sigmoid_op.kernels import formulas, pointwise
-    from sigmoid_op.kernels.sigmoid import sigmoid_forward
+    from sigmoid_op.kernels import pointwise
+    from sigmoid_op.kernels import sigmoid as formulas
+    from sigmoid_op.kernels.sigmoid import launch_sigmoid
 
     out = torch.empty_like(x)
     n, size = x.numel(), pointwise.BLOCK_SIZES[x.element_size()]
@@ -99,7 +100,7 @@ def _launch_pieces(x: Tensor) -> dict[str, Piece]:
 
     return {
         "torch.sigmoid": (torch.sigmoid, x),
-        "sigmoid_forward: our launch and its output": (sigmoid_forward, x),
+        "launch_sigmoid: our launch and its output": (launch_sigmoid, x),
         "our launch alone": (lambda x: pointwise.launch(formulas.sigmoid, (), (x,), (out,)), x),
         "Triton's own launch": (by_triton, x),
         "empty_like": (torch.empty_like, x),

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from bench import rivals
 from bench.cases import Pass
 from bench.rivals import Op, Rivals
-from sigmoid_op.family.bce import binary_cross_entropy_with_logits
-from sigmoid_op.family.focal import sigmoid_focal_loss, torchvision_focal_loss
-from sigmoid_op.family.gate import sigmoid_gate
-from sigmoid_op.family.glu import glu
-from sigmoid_op.family.logsigmoid import logsigmoid
-from sigmoid_op.family.silu import silu
-from sigmoid_op.family.swiglu import swiglu
+from sigmoid_op.ops.bce import binary_cross_entropy_with_logits
+from sigmoid_op.ops.focal import sigmoid_focal_loss, torchvision_focal_loss
+from sigmoid_op.ops.gate import sigmoid_gate
+from sigmoid_op.ops.glu import glu
+from sigmoid_op.ops.logsigmoid import logsigmoid
+from sigmoid_op.ops.silu import silu
+from sigmoid_op.ops.swiglu import swiglu
 
 Operands = tuple[Tensor, ...]
 
@@ -127,8 +127,8 @@ def _eager_bce(logits: Tensor, target: Tensor, pos_weight: Tensor | None = None)
 
 
 # The eager traffic is that of PyTorch's operators, each of which reads its operands and writes its result. As ours, it
-# is counted by tests/test_traffic.py. For the cross-entropy with logits forward: log_sigmoid 2, a tensor of ones 1,
-# sub_ 3, mul_ 3, sub_ 3, mean 1; backward: sigmoid 2, sub_ 3, mul_ 2, div_ 2.
+# is counted by tests/family/test_traffic.py. For the cross-entropy with logits forward: log_sigmoid 2, ones 1, sub_ 3,
+# mul_ 3, sub_ 3, mean 1; backward: sigmoid 2, sub_ 3, mul_ 2, div_ 2.
 MEMBERS: tuple[Member, ...] = (
     Member("sigmoid_gate", "sigmoid_gate", _two, 2, sigmoid_gate, _eager_gate, Traffic(3, 5), Traffic(5, 9), goal=1.6),
     Member("sigmoid_gate, SE", "sigmoid_gate", _image_and_channel_gate, 2, sigmoid_gate, _eager_gate,

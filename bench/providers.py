@@ -16,7 +16,7 @@ from torch import Tensor
 import sigmoid_op
 from bench.cases import Case, Inputs, Pass
 from sigmoid_op import dispatch
-from sigmoid_op.autograd import SigmoidBackwardFunction, SigmoidFunction
+from sigmoid_op.ops.sigmoid import SigmoidBackwardFunction, SigmoidFunction
 
 OURS, TORCH, COMPILED, COPY, TUTORIAL = "sigmoid_op", "torch", "torch.compile", "copy", "tutorial"
 

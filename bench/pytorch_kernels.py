@@ -67,7 +67,7 @@ def count_kernels(library: Path) -> list[dict[str, Any]]:
 
 def count(sass: str, dtype: torch.dtype) -> dict[str, Any] | None:
     """Per element, from the first load to the EXIT; None for an instance with narrower accesses."""
-    from sigmoid_op.kernels.machine_code import read_path
+    from bench.codegen.machine_code import read_path
 
     path = read_path(sass)
     accesses = [instruction for instruction in path if instruction.access]

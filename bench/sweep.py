@@ -99,8 +99,8 @@ def implementations() -> list[Implementation]:
 
     return [
         Implementation(TORCH, saves_out(torch.sigmoid), torch.ops.aten.sigmoid_backward.default),
-        Implementation(OURS, saves_out(kernels.sigmoid_forward), kernels.sigmoid_backward),
-        Implementation(EXACT, kernels.sigmoid_exact_forward, kernels.sigmoid_exact_backward),
+        Implementation(OURS, saves_out(kernels.launch_sigmoid), kernels.launch_sigmoid_backward),
+        Implementation(EXACT, kernels.launch_sigmoid_exact, kernels.launch_sigmoid_exact_backward),
     ]
 
 

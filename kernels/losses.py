@@ -1,4 +1,12 @@
-"""Launchers of the losses: tensors in, new tensors out; None for a memory layout that the templates do not take.
+"""The losses: the formulas, and their launchers.
+
+All is made of t = σ(-|x|), which is small and exact where σ saturates. With it σ(x) and σ(-x) are t and 1 - t, in the
+order that the sign of x says, and log(1 + e^-|x|) is -log(1 - t): one exponential per element, and no logarithm.
+
+A target y, which need not be 0 or 1, has two parts, y and 1 - y. The one that speaks against the sign of x, y for x < 0
+and 1 - y otherwise, is called ``against``, the other ``agreeing``. In their terms the loss is the same function of |x|
+on both sides of 0, and the gradient changes sign. Operands may differ in dtype; ``wide`` says whether the result has
+more than 16 bits.
 
 The operands of a loss are the input, its target, and what else broadcasts to the input. Sums are taken in one order for
 all runs: each tile's in the kernel, in float32 (float64 for float64), and those of the tiles by PyTorch in float64.
@@ -7,29 +15,179 @@ all runs: each tile's in the kernel, in float32 (float64 for float64), and those
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from . import loss_formulas
 from .elementwise import frame_of, write, write_gradient
+from .intrinsics import exp2_approx, fma, widen
 from .pointwise import empty_output
+from .scalar import softplus, tail
 from .tiled import launch_tiled
 
 Constants = tuple[Any, ...]
 
 
-def logsigmoid_forward(x: Tensor) -> Tensor | None:
+@triton.jit
+def logsigmoid(args):
+    """out = log σ(x) = min(x, 0) - log(1 + e^-|x|)"""
+    (x,) = args
+    wide: tl.constexpr = x.dtype.primitive_bitwidth > 16
+    x = widen(x)
+    return (tl.minimum(x, 0.0) - softplus(tail(x, wide), wide),)
+
+
+@triton.jit
+def logsigmoid_backward(args):
+    """grad_in = grad_out · σ(-x)"""
+    grad_out, x = args
+    wide: tl.constexpr = x.dtype.primitive_bitwidth > 16
+    x = widen(x)
+    t = tail(x, wide)
+    return (widen(grad_out) * tl.where(x < 0, 1.0 - t, t),)
+
+
+@triton.jit
+def _shares(x, positive, negative):
+    """The parts of a target that speak against the sign of x, and for it."""
+    return tl.where(x < 0, positive, negative), tl.where(x < 0, negative, positive)
+
+
+@triton.jit
+def bce(args, constants: tl.constexpr):
+    """loss = weight · (against·|x| + (against + agreeing)·log(1 + e^-|x|)), in which no digits cancel
+
+    The parts of the target are pos_weight·y and 1 - y. ``args`` are x, y, and weight and pos_weight where the constants
+    (has_weight, has_pos_weight, wide) say so.
+    """
+    has_weight: tl.constexpr = constants[0]
+    has_pos_weight: tl.constexpr = constants[1]
+    wide: tl.constexpr = constants[2]
+    x, y = widen(args[0]), widen(args[1])
+    loss = softplus(tail(x, wide), wide)
+    positive = y
+    if has_pos_weight:
+        positive = widen(args[2 + has_weight]) * y
+        loss = loss * (positive + (1.0 - y))
+    loss = fma(tl.abs(x), tl.where(x < 0, positive, 1.0 - y), loss)
+    if has_weight:
+        loss = loss * widen(args[2])
+    return (loss,)
+
+
+@triton.jit
+def bce_backward(args, constants: tl.constexpr):
+    """grad_in = grad_out · weight · sign(x) · (against·(1 - t) - agreeing·t)
+
+    That is (1 - y)·σ(x) - pos_weight·y·σ(-x). ``args`` are grad_out, x, y, and weight and pos_weight where the
+    constants (has_weight, has_pos_weight) say so.
+    """
+    has_weight: tl.constexpr = constants[0]
+    has_pos_weight: tl.constexpr = constants[1]
+    wide: tl.constexpr = args[1].dtype.primitive_bitwidth > 16
+    grad_out, x, y = widen(args[0]), widen(args[1]), widen(args[2])
+    positive = y
+    if has_pos_weight:
+        positive = widen(args[3 + has_weight]) * y
+    if has_weight:
+        grad_out = grad_out * widen(args[3])
+    t = tail(x, wide)
+    against, agreeing = _shares(x, positive, 1.0 - y)
+    slope = fma(against, 1.0 - t, -1.0 * agreeing * t)
+    return (grad_out * tl.where(x < 0, -1.0 * slope, slope),)
+
+
+@triton.constexpr_function
+def _halves(exponent):
+    """How many halves make up the exponent; -1 where that is no whole number from 0 to 9."""
+    return int(2 * exponent) if exponent in [n / 2 for n in range(10)] else -1
+
+
+@triton.jit
+def _times_power(value, base, exponent: tl.constexpr):
+    """value · base^exponent: by products and a root up to 4.5; else by logarithms, with NaN of a negative base."""
+    halves: tl.constexpr = _halves(exponent)
+    if halves >= 0:
+        for _ in tl.static_range(halves // 2):
+            value = value * base
+        if halves % 2 == 1:
+            value = value * tl.sqrt(base)
+        return value
+    elif base.dtype == tl.float64:
+        return value * tl.exp2(tl.log2(base) * exponent)
+    else:
+        return value * exp2_approx(tl.log2(base) * exponent)
+
+
+@triton.jit
+def _balance(y, alpha: tl.constexpr):
+    """α_t = α·y + (1 - α)·(1 - y)"""
+    return y * alpha + (1.0 - y) * (1.0 - alpha)
+
+
+@triton.jit
+def focal(args, constants: tl.constexpr):
+    """loss = α_t · m^γ · cross entropy, with m = 1 - p_t = against·(1 - t) + agreeing·t
+
+    The parts of the target are y and 1 - y. The constants are (alpha, gamma, wide); a negative alpha is none.
+    """
+    alpha: tl.constexpr = constants[0]
+    gamma: tl.constexpr = constants[1]
+    wide: tl.constexpr = constants[2]
+    x, y = widen(args[0]), widen(args[1])
+    t = tail(x, wide)
+    against, agreeing = _shares(x, y, 1.0 - y)
+    cross_entropy = fma(tl.abs(x), against, softplus(t, wide))
+    loss = _times_power(cross_entropy, fma(agreeing, t, against * (1.0 - t)), gamma)
+    if alpha >= 0:
+        loss = loss * _balance(y, alpha)
+    return (loss,)
+
+
+@triton.jit
+def focal_backward(args, constants: tl.constexpr):
+    """grad_in = grad_out · α_t · sign(x) · m^(γ - 1) · (m·(u - v) + γ·(against - agreeing)·t·(1 - t)·cross entropy)
+
+    with u = against·(1 - t), v = agreeing·t and m = u + v. Where y is 0 or 1 no digits cancel. The constants are
+    (alpha, gamma).
+    """
+    alpha: tl.constexpr = constants[0]
+    gamma: tl.constexpr = constants[1]
+    wide: tl.constexpr = args[1].dtype.primitive_bitwidth > 16
+    grad_out, x, y = widen(args[0]), widen(args[1]), widen(args[2])
+    t = tail(x, wide)
+    against, agreeing = _shares(x, y, 1.0 - y)
+    u, v = against * (1.0 - t), agreeing * t
+    m = u + v
+    slope = u - v
+    if gamma != 0:
+        pull = (against - agreeing) * gamma
+        cross_entropy = fma(tl.abs(x), against, softplus(t, wide))
+        if gamma < 1:
+            # A power below 0 is infinite where m is 0, as t is there; and t² is 0 before t^(γ + 1) is.
+            smallest: tl.constexpr = 2.0**-1022 if x.dtype == tl.float64 else 2.0**-126
+            m = tl.maximum(m, smallest, propagate_nan=tl.PropagateNan.ALL)
+            slope = _times_power(fma(t / m * pull, (1.0 - t) * cross_entropy, slope), m, gamma)
+        else:
+            slope = _times_power(fma(m, slope, (1.0 - t) * pull * (t * cross_entropy)), m, gamma - 1)
+    if alpha >= 0:
+        slope = slope * _balance(y, alpha)
+    return (grad_out * tl.where(x < 0, -1.0 * slope, slope),)
+
+
+def launch_logsigmoid(x: Tensor) -> Tensor | None:
     """out = log σ(x). Moves 2 bytes per byte of ``x``."""
     out = empty_output(x)
-    return out if write(loss_formulas.logsigmoid, (x,), (out,)) else None
+    return out if write(logsigmoid, (x,), (out,)) else None
 
 
-def logsigmoid_backward(grad_out: Tensor, x: Tensor) -> Tensor | None:
+def launch_logsigmoid_backward(grad_out: Tensor, x: Tensor) -> Tensor | None:
     """grad_in = grad_out · σ(-x). Moves 3 bytes per byte of ``x``."""
     grad_in = torch.empty_like(x)
-    return grad_in if write_gradient(loss_formulas.logsigmoid_backward, grad_out, (x,), (grad_in,)) else None
+    return grad_in if write_gradient(logsigmoid_backward, grad_out, (x,), (grad_in,)) else None
 
 
-def bce_forward(
+def launch_bce(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -39,10 +197,10 @@ def bce_forward(
 ) -> Tensor | None:
     """The loss in ``dtype``. Reads 2 bytes per byte of ``input``, and writes one more where it is not reduced."""
     constants = (weight is not None, pos_weight is not None, dtype.itemsize > 2)
-    return _loss(loss_formulas.bce, _given(input, target, weight, pos_weight), reduction, dtype, constants)
+    return _loss(bce, _given(input, target, weight, pos_weight), reduction, dtype, constants)
 
 
-def bce_backward(
+def launch_bce_backward(
     grad_out: Tensor,
     input: Tensor,
     target: Tensor,
@@ -53,23 +211,23 @@ def bce_backward(
     """The gradient of the input. Moves 3 bytes per byte of ``input``, 4 where the loss was not reduced."""
     constants = (weight is not None, pos_weight is not None)
     operands = _given(input, target, weight, pos_weight)
-    return _gradient(loss_formulas.bce_backward, grad_out, operands, reduction, constants)
+    return _gradient(bce_backward, grad_out, operands, reduction, constants)
 
 
-def focal_forward(
+def launch_focal(
     input: Tensor, target: Tensor, alpha: float, gamma: float, reduction: str, dtype: torch.dtype
 ) -> Tensor | None:
     """The loss in ``dtype``. Reads 2 bytes per byte of ``input``, and writes one more where it is not reduced."""
     constants = (float(alpha), float(gamma), dtype.itemsize > 2)
-    return _loss(loss_formulas.focal, (input, target), reduction, dtype, constants)
+    return _loss(focal, (input, target), reduction, dtype, constants)
 
 
-def focal_backward(
+def launch_focal_backward(
     grad_out: Tensor, input: Tensor, target: Tensor, alpha: float, gamma: float, reduction: str
 ) -> Tensor | None:
     """The gradient of the input. Moves 3 bytes per byte of ``input``, 4 where the loss was not reduced."""
     constants = (float(alpha), float(gamma))
-    return _gradient(loss_formulas.focal_backward, grad_out, (input, target), reduction, constants)
+    return _gradient(focal_backward, grad_out, (input, target), reduction, constants)
 
 
 def _given(input: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .intrinsics import round_to
-from .prepared import launch_prepared
+from .launch import launch_prepared
 
 # Elements that one program handles, by the bytes of an element. With 4 warps of 32 threads, two 16-byte accesses a
 # thread and operand for 16-bit dtypes and four for wider ones. Not tuned on a GPU yet (python -m bench tune). Changed

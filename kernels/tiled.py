@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .frame import Frame
 from .intrinsics import round_to
+from .launch import launch_prepared
 from .pointwise import BLOCK_SIZES, apply
-from .prepared import launch_prepared
 
 # Columns of a tile that is summed along its rows. 64 are whole sectors of memory in every dtype, and leave 32 rows to
 # add up before a partial sum is written: by count 0.25 bytes an element, of 6 that a 16-bit gate's gradient moves.

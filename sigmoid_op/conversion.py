@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sigmoid_op.gate_modules import GLU, SiLU
-from sigmoid_op.loss_modules import BCEWithLogitsLoss, LogSigmoid
-from sigmoid_op.modules import Sigmoid
+from sigmoid_op.ops.bce import BCEWithLogitsLoss
+from sigmoid_op.ops.glu import GLU
+from sigmoid_op.ops.logsigmoid import LogSigmoid
+from sigmoid_op.ops.sigmoid import Sigmoid
+from sigmoid_op.ops.silu import SiLU
 
 # PyTorch's modules and ours. Each of ours is a subclass that finds all it needs in an instance of PyTorch's.
 MODULES: dict[type[nn.Module], type[nn.Module]] = {

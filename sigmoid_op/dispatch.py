@@ -2,8 +2,8 @@
 
 Can a kernel read this tensor (:func:`readable`, :func:`supported`), and is it faster there, for σ (:func:`worthwhile`)
 or for an op of the family (:func:`fuses`)? Whatever a kernel does not take goes to PyTorch's own operators, which are
-right for everything. How operands must lie beside each other is said where they meet: ``autograd.kernel_operand``,
-``family/loss.py``, and ``kernels/frame.py``, which refuses what the templates cannot read.
+right for everything. How operands must lie beside each other is said where they meet: ``shared.kernel_operand``,
+``ops/shared.py``, and ``kernels/frame.py``, which refuses what the templates cannot read.
 """
 
 import os

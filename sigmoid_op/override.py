@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.library import Library, get_kernel
 
 from sigmoid_op import dispatch
-from sigmoid_op.autograd import kernel_operand
+from sigmoid_op.ops.shared import kernel_operand
 
 _lock = threading.Lock()
 _library: Library | None = None
@@ -103,25 +103,25 @@ def _takes(x: Tensor) -> bool:
 
 def _sigmoid(original: _Original, keyset: Any, x: Tensor) -> Tensor:
     if _takes(x):
-        from sigmoid_op.kernels.sigmoid import sigmoid_forward
+        from sigmoid_op.kernels.sigmoid import launch_sigmoid
 
-        return sigmoid_forward(x)
+        return launch_sigmoid(x)
     return original(keyset, x)
 
 
 def _sigmoid_(original: _Original, keyset: Any, x: Tensor) -> Tensor:
     if _takes(x):
-        from sigmoid_op.kernels.sigmoid import sigmoid_forward_out
+        from sigmoid_op.kernels.sigmoid import launch_sigmoid_out
 
-        return sigmoid_forward_out(x, x)  # autograd above has counted the new version
+        return launch_sigmoid_out(x, x)  # autograd above has counted the new version
     return original(keyset, x)
 
 
 def _sigmoid_out(original: _Original, keyset: Any, x: Tensor, *, out: Tensor) -> Tensor:
     if _takes(x) and _can_hold(out, x):
-        from sigmoid_op.kernels.sigmoid import sigmoid_forward_out
+        from sigmoid_op.kernels.sigmoid import launch_sigmoid_out
 
-        return sigmoid_forward_out(x, out)
+        return launch_sigmoid_out(x, out)
     return original(keyset, x, out=out)
 
 
@@ -130,9 +130,9 @@ def _sigmoid_backward(original: _Original, keyset: Any, grad_out: Tensor, out: T
     if _takes(out) and (grad_out.stride() == out.stride() or not any(grad_out.stride())):
         operand = kernel_operand(grad_out, out)
         if operand is not None:
-            from sigmoid_op.kernels.sigmoid import sigmoid_backward
+            from sigmoid_op.kernels.sigmoid import launch_sigmoid_backward
 
-            return sigmoid_backward(operand, out)
+            return launch_sigmoid_backward(operand, out)
     return original(keyset, grad_out, out)
 
 
@@ -140,9 +140,9 @@ def _sigmoid_backward_out(
     original: _Original, keyset: Any, grad_out: Tensor, out: Tensor, *, grad_input: Tensor
 ) -> Tensor:
     if _takes(out) and _can_hold(grad_input, out) and _can_hold(grad_input, grad_out):
-        from sigmoid_op.kernels.sigmoid import sigmoid_backward_out
+        from sigmoid_op.kernels.sigmoid import launch_sigmoid_backward_out
 
-        return sigmoid_backward_out(grad_out, out, grad_input)
+        return launch_sigmoid_backward_out(grad_out, out, grad_input)
     return original(keyset, grad_out, out, grad_input=grad_input)
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.codegen.compile import TARGETS, compiling_for
 from sigmoid_op import dispatch, logsigmoid, sigmoid, sigmoid_
 from sigmoid_op.kernels import pointwise, tiled
-from sigmoid_op.kernels.codegen import TARGETS, compiling_for
-from sigmoid_op.kernels.prepared import NUM_WARPS
+from sigmoid_op.kernels.launch import NUM_WARPS
 from tests.losses import LOSSES, REDUCTIONS
 from tests.members import MEMBERS
 

@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from triton.runtime import driver
 
-from sigmoid_op.kernels.catalogue import FAMILY, SIGMOID, Kernel, TiledKernel
-from sigmoid_op.kernels.codegen import TARGETS, compile_kernel, narrow_offsets
-from sigmoid_op.kernels.machine_code import amd_access_bits, read_machine_code
+from bench.codegen.catalogue import FAMILY, SIGMOID, Kernel, TiledKernel
+from bench.codegen.compile import TARGETS, compile_kernel, narrow_offsets
+from bench.codegen.machine_code import amd_access_bits, read_machine_code
 from sigmoid_op.kernels.pointwise import pointwise_kernel
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

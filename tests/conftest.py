@@ -83,7 +83,8 @@ def fallback(monkeypatch: pytest.MonkeyPatch) -> Route:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the formulas launched so far, by either template."""
-    from sigmoid_op.kernels import pointwise, prepared, tiled
+    from sigmoid_op.kernels import launch as prepared
+    from sigmoid_op.kernels import pointwise, tiled
 
     names: list[str] = []
     launch = prepared.launch_prepared
@@ -102,7 +103,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def jit(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
     """The launch path of a GPU, up to the launch itself, on CPU tensors: one fake stands for both templates."""
-    from sigmoid_op.kernels import pointwise, prepared, tiled
+    from sigmoid_op.kernels import launch as prepared
+    from sigmoid_op.kernels import pointwise, tiled
 
     kernel = FakeKernel()
     monkeypatch.setattr(prepared, "INTERPRETED", False)

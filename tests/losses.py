@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sigmoid_op.family.bce import binary_cross_entropy_with_logits
-from sigmoid_op.family.focal import sigmoid_focal_loss
+from sigmoid_op.ops.bce import binary_cross_entropy_with_logits
+from sigmoid_op.ops.focal import sigmoid_focal_loss
 
 Op = Callable[..., Tensor]
 REDUCTIONS = ["none", "mean", "sum"]

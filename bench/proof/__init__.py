@@ -4,7 +4,7 @@ Both kernels use IEEE operations, which every device rounds alike, and one float
 allows 1 ulp. So each input is taken three times, with the reciprocal off by -1, 0 and +1 ulp. The reference for float32
 is double precision, good to 1e-8 ulp; for float64 it is extended precision, good to 0.003 ulp. The float64 sample is
 windows of 4096 neighbours, at random and where a rounding changes. Needs a C compiler (cc) whose long double is wider
-than double. tests/test_accuracy_bench.py compares the C code with the kernels bit for bit.
+than double. tests/bench/test_accuracy.py compares the C code with the kernels bit for bit.
 """
 
 import argparse

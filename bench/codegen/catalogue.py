@@ -1,0 +1,171 @@
+"""Every kernel, with operands such as its launcher gives it: what :mod:`.codegen` compiles without a GPU."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sigmoid_op.kernels import gates, losses, sigmoid
+from sigmoid_op.kernels.frame import frame
+from sigmoid_op.kernels.pointwise import BLOCK_SIZES, MAX_REGISTERS, pointwise_kernel
+from sigmoid_op.kernels.tiled import arguments, tiled_kernel, tiling
+
+Operands = tuple[Tensor, ...]
+
+
+def meta(shape: tuple[int, ...], dtype: torch.dtype, order: tuple[int, ...] | None = None) -> Tensor:
+    """A tensor without data, whose address is its offset; ``order`` is that of its dimensions in memory."""
+    x = torch.empty([shape[d] for d in order] if order else shape, dtype=dtype, device="meta")
+    return x.permute([order.index(d) for d in range(len(shape))]) if order else x
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of the pointwise template: the formula and the number of each kind of operand."""
+
+    name: str
+    formula: Any
+    scalars: int
+    inputs: int
+    outputs: int
+    constants: tuple[Any, ...] = ()
+    template: Any = pointwise_kernel
+    n_elements: int = 2**20
+    misaligned_inputs: bool = False
+    misaligned_outputs: bool = False
+
+    def bytes_per_element(self, dtype: torch.dtype) -> float:
+        """What it reads and writes, all operands having one dtype."""
+        return (self.inputs + self.outputs) * dtype.itemsize
+
+    def max_registers(self, dtype: torch.dtype) -> int | None:
+        """As ``launch`` has it compiled."""
+        return MAX_REGISTERS[dtype.itemsize]
+
+    def arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        """As ``launch`` passes them for operands of ``dtype``, of which a misaligned one is ``x[1:]``."""
+
+        def operands(count: int, misaligned: bool = False) -> Operands:
+            return (meta((self.n_elements + 1,), dtype)[int(misaligned) :][: self.n_elements],) * count
+
+        scalars, inputs = operands(self.scalars), operands(self.inputs, self.misaligned_inputs)
+        outputs = operands(self.outputs, self.misaligned_outputs)
+        zero = 0 if self.misaligned_inputs or self.misaligned_outputs else None
+        block_size = BLOCK_SIZES[dtype.itemsize]
+        return scalars, inputs, outputs, self.n_elements, zero, self.formula, self.constants, block_size
+
+
+@dataclass(frozen=True)
+class TiledKernel:
+    """A kernel of the tiled template. ``operands`` makes inputs and outputs, large enough for a full tile."""
+
+    name: str
+    formula: Any
+    operands: Callable[[torch.dtype], tuple[Operands, Operands]]
+    scalars: int = 0
+    constants: Callable[[torch.dtype], tuple[Any, ...]] = lambda dtype: ()
+    summed: int = 0
+    axis: int | None = None
+    template: Any = tiled_kernel
+
+    def bytes_per_element(self, dtype: torch.dtype) -> float:
+        """What it reads and writes for each element of the result, without the sums."""
+        inputs, outputs = self.operands(dtype)
+        elements = max(x.numel() for x in inputs + outputs)
+        return sum(_bytes(x) for x in inputs + outputs) / elements
+
+    def max_registers(self, dtype: torch.dtype) -> None:
+        """As many as ptxas likes."""
+
+    def arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        """As ``launch_tiled`` passes them."""
+        inputs, outputs = self.operands(dtype)
+        layout = frame(inputs[0].shape, tuple(x.stride() for x in outputs + inputs))
+        assert layout is not None
+        scalars = (meta((1,), torch.float64 if dtype == torch.float64 else torch.float32),) * self.scalars
+        tiles = tiling(layout, (outputs + inputs)[0].element_size(), self.axis)
+        return arguments(self.formula, scalars, inputs, outputs, tiles, self.constants(dtype), self.summed, self.axis)
+
+
+def _bytes(x: Tensor) -> int:
+    """Of memory: an expanded dimension counts once."""
+    distinct = math.prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride)
+    return distinct * x.element_size()
+
+
+def _halves(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return meta((1024, 8192), dtype).chunk(2, -1)
+
+
+def _packed(dtype: torch.dtype, *, backward: bool) -> tuple[Operands, Operands]:
+    """The halves of one tensor, beside a tensor of their shape."""
+    out = meta((1024, 4096), dtype)
+    return ((out, *_halves(dtype)), _halves(dtype)) if backward else (_halves(dtype), (out,))
+
+
+def _channels(dtype: torch.dtype, *, backward: bool, channels_last: bool) -> tuple[Operands, Operands]:
+    """[N, C, H, W], and a gate of one number per channel."""
+    x = meta((64, 256, 56, 56), dtype, (0, 2, 3, 1) if channels_last else None)
+    gate = meta((64, 256, 1, 1), dtype).expand_as(x)
+    return ((x, x, gate) if backward else (x, gate)), (x,)
+
+
+def _loss(dtype: torch.dtype) -> tuple[Operands, Operands]:
+    """Input and target; the result is a sum."""
+    return (meta((2**20,), dtype),) * 2, ()
+
+
+def _is_wide(dtype: torch.dtype) -> bool:
+    """Whether a loss of this dtype has more than 16 bits."""
+    return dtype.itemsize > 2
+
+
+SIGMOID: tuple[Kernel, ...] = (
+    Kernel("forward", sigmoid.sigmoid, scalars=0, inputs=1, outputs=1),
+    Kernel("backward", sigmoid.sigmoid_backward, scalars=0, inputs=2, outputs=1),
+    Kernel("backward of a sum", sigmoid.sigmoid_backward, scalars=1, inputs=1, outputs=1),
+    Kernel("double backward", sigmoid.sigmoid_double_backward, scalars=0, inputs=3, outputs=2),
+    Kernel("exact forward", sigmoid.sigmoid_exact, scalars=0, inputs=1, outputs=2),
+    Kernel("exact backward", sigmoid.sigmoid_exact_backward, scalars=0, inputs=2, outputs=1),
+    Kernel("exact double backward", sigmoid.sigmoid_exact_double_backward, scalars=0, inputs=3, outputs=2),
+)
+
+FAMILY: tuple[Kernel | TiledKernel, ...] = (
+    Kernel("silu", gates.silu, scalars=0, inputs=1, outputs=1),
+    Kernel("silu backward", gates.silu_backward, scalars=0, inputs=2, outputs=1),
+    Kernel("gate", gates.sigmoid_gate, scalars=0, inputs=2, outputs=1),
+    Kernel("gate backward", gates.sigmoid_gate_backward, scalars=0, inputs=3, outputs=2),
+    Kernel("gate backward to gate", gates.sigmoid_gate_backward_to_gate, scalars=0, inputs=3, outputs=1),
+    Kernel("swiglu", gates.swiglu, scalars=0, inputs=2, outputs=1),
+    Kernel("swiglu backward", gates.swiglu_backward, scalars=0, inputs=3, outputs=2),
+    Kernel("logsigmoid", losses.logsigmoid, scalars=0, inputs=1, outputs=1),
+    Kernel("logsigmoid backward", losses.logsigmoid_backward, scalars=0, inputs=2, outputs=1),
+    TiledKernel("BCE", losses.bce, _loss, constants=lambda dtype: (False, False, _is_wide(dtype)), summed=1),
+    Kernel("BCE backward", losses.bce_backward, scalars=1, inputs=2, outputs=1, constants=(False, False)),
+    TiledKernel("focal", losses.focal, _loss, constants=lambda dtype: (0.25, 2.0, _is_wide(dtype)), summed=1),
+    Kernel("focal backward", losses.focal_backward, scalars=1, inputs=2, outputs=1, constants=(0.25, 2.0)),
+    TiledKernel("packed swiglu", gates.swiglu, partial(_packed, backward=False)),
+    TiledKernel("packed swiglu backward", gates.swiglu_backward, partial(_packed, backward=True)),
+    TiledKernel("glu", gates.sigmoid_gate, partial(_packed, backward=False)),
+    TiledKernel("glu backward", gates.sigmoid_gate_backward, partial(_packed, backward=True)),
+    TiledKernel("channel gate", gates.sigmoid_gate, partial(_channels, backward=False, channels_last=False)),
+    TiledKernel(
+        "channel gate backward",
+        gates.sigmoid_gate_backward,
+        partial(_channels, backward=True, channels_last=False),
+        summed=1,
+        axis=1,
+    ),
+    TiledKernel("channel gate NHWC", gates.sigmoid_gate, partial(_channels, backward=False, channels_last=True)),
+    TiledKernel(
+        "channel gate NHWC backward",
+        gates.sigmoid_gate_backward,
+        partial(_channels, backward=True, channels_last=True),
+        summed=1,
+        axis=0,
+    ),
+)

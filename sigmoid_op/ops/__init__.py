@@ -1,0 +1,1 @@
+"""One op, one file: its function, its autograd Function, its module. :mod:`.shared` has what they share."""

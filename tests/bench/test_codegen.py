@@ -1,0 +1,280 @@
+"""Kernels as compiled, for GPUs that need not be there: their speed cannot be seen so, but what bounds it can."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.codegen.machine_code import Instruction, MachineCode
+from bench.gpus import GPUS, MULTIPROCESSORS
+from tests.conftest import printed_by
+
+# sm_90 instructions and special-function (MUFU) operations per element of the full-block path. `python -m bench
+# codegen` prints what is there now: lower a number when a change makes a kernel shorter, think before raising one.
+BUDGETS: dict[str, tuple[float, float]] = {
+    "forward, bfloat16": (9.07, 2),
+    "forward, float16": (8.07, 2),
+    "forward, float32": (24.88, 1),
+    "forward, float64": (61.63, 1),
+    "backward, bfloat16": (8.19, 0),
+    "backward, float16": (8.19, 0),
+    "backward, float32": (3.07, 0),
+    "backward, float64": (5.25, 0),
+    "backward of a sum, bfloat16": (7.07, 0),
+    "backward of a sum, float16": (7.07, 0),
+    "backward of a sum, float32": (2.69, 0),
+    "backward of a sum, float64": (4.5, 0),
+    "double backward, bfloat16": (13.32, 0),
+    "double backward, float16": (13.38, 0),
+    "double backward, float32": (6.94, 0),
+    "double backward, float64": (10.13, 0),
+    "exact forward, bfloat16": (19.9, 4),
+    "exact forward, float16": (17.5, 4),
+    "exact forward, float32": (52.4, 2),
+    "exact forward, float64": (132.3, 2),
+    "exact backward, bfloat16": (8.7, 0),
+    "exact backward, float16": (8.2, 0),
+    "exact backward, float32": (4.1, 0),
+    "exact backward, float64": (6.4, 0),
+    "exact double backward, bfloat16": (16.4, 0),
+    "exact double backward, float16": (14.9, 0),
+    "exact double backward, float32": (9.0, 0),
+    "exact double backward, float64": (12.9, 0),
+}
+# The same of the family, for kernels whose every access is to a large operand.
+FAMILY_BUDGETS: dict[str, tuple[float, float]] = {
+    "silu, bfloat16": (10.07, 2),
+    "silu, float32": (25.88, 1),
+    "silu backward, bfloat16": (18.38, 2),
+    "silu backward, float32": (33.38, 1),
+    "gate, bfloat16": (11.32, 2),
+    "gate, float32": (26.32, 1),
+    "gate backward, bfloat16": (20.44, 2),
+    "gate backward, float32": (34.25, 1),
+    "gate backward to gate, bfloat16": (19.63, 2),
+    "gate backward to gate, float32": (33.82, 1),
+    "swiglu, bfloat16": (12.32, 2),
+    "swiglu, float32": (27.32, 1),
+    "swiglu backward, bfloat16": (23.44, 2),
+    "swiglu backward, float32": (37.44, 1),
+    "logsigmoid, bfloat16": (17.13, 2),
+    "logsigmoid, float32": (37.94, 1),
+    "logsigmoid backward, bfloat16": (12.32, 2),
+    "logsigmoid backward, float32": (29.38, 1),
+    "BCE backward, bfloat16": (18.38, 2),
+    "BCE backward, float32": (35.32, 1),
+    "focal backward, bfloat16": (36.44, 2),
+    "focal backward, float32": (57.88, 1),
+    "packed swiglu, bfloat16": (14.75, 2),
+    "packed swiglu, float32": (29.69, 1),
+    "packed swiglu backward, bfloat16": (27.94, 2),
+    "packed swiglu backward, float32": (41.75, 1),
+    "glu, bfloat16": (13.75, 2),
+    "glu, float32": (28.57, 1),
+    "glu backward, bfloat16": (25.0, 2),
+    "glu backward, float32": (38.5, 1),
+}
+# And for those that sum, or read one number for many: these accesses are narrow, and threads of a program meet.
+MEETING_BUDGETS: dict[str, tuple[float, float]] = {
+    "BCE, bfloat16": (21.69, 2),
+    "BCE, float32": (43.25, 1),
+    "focal, bfloat16": (30.75, 2),
+    "focal, float32": (52.13, 1),
+    "channel gate, bfloat16": (6.19, 0.125),
+    "channel gate, float32": (5.94, 0.0625),
+    "channel gate backward, bfloat16": (14.13, 0.125),
+    "channel gate backward, float32": (12.88, 0.0625),
+    "channel gate NHWC, bfloat16": (7.63, 0.25),
+    "channel gate NHWC, float32": (9.82, 0.125),
+    "channel gate NHWC backward, bfloat16": (23.82, 1),
+    "channel gate NHWC backward, float32": (23.07, 0.25),
+}
+# Another release of Triton may order the address arithmetic differently: 4 instructions a thread of 16 elements.
+SLACK = 0.25
+# And add up a tile in another way: Triton 3.6 needs 25.1 instructions for the longest of them, 3.7 23.8.
+MEETING_SLACK = 1.5
+
+# What PyTorch's own sm_90 kernels spend (python -m bench pytorch), without their EXIT, one instruction in 8 elements.
+_COUNTED = json.loads((Path(__file__).parents[2] / "bench/results/codegen/pytorch.json").read_text())["kernels"]
+PYTORCH = {
+    f"{row['kernel']}, {row['dtype']}": row["instructions"] - 0.125 for row in _COUNTED if row["dtype"] != "float64"
+}
+
+NVIDIA_TARGETS = ["sm_80", "sm_89", "sm_90", "sm_100", "sm_120"]
+DTYPES = ["bfloat16", "float32", "float64"]  # one of each width
+
+Facts = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Facts:
+    """The facts that tests/compile_kernels.py prints."""
+    facts: Facts = printed_by("tests.compile_kernels")
+    return facts
+
+
+def is_wide(facts: Facts) -> bool:
+    """The full-block path is there, and each of its global accesses is 128 bits wide."""
+    return bool(facts["load_bits"] == [128] == facts["store_bits"])
+
+
+def is_straight(facts: Facts) -> bool:
+    """No branch, call or barrier on the full-block path; no spill, no local memory and no shared memory anywhere."""
+    memory = facts["stack_bytes"] + facts["local_accesses"] + facts["shared_bytes"]
+    return memory == 0 and not facts["control_flow"]
+
+
+def has_wide_offsets(facts: Facts) -> bool:
+    """No address depends on arithmetic in 32 bits."""
+    return not facts["narrow_offsets"]
+
+
+def adds_in_order(facts: Facts) -> bool:
+    """No addition to memory in an order that the GPU chooses: two runs give the same bits."""
+    return bool(facts["atomics"] == 0)
+
+
+def is_within(facts: Facts, budget: float) -> bool:
+    """The full-block path is there, and not longer."""
+    return bool(0 < facts["instructions"] <= budget)
+
+
+@pytest.mark.parametrize("target", NVIDIA_TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+def test_every_nvidia_target(compiled: Facts, kernel: str, dtype: str, target: str) -> None:
+    """With aligned pointers every NVIDIA GPU moves 16 bytes an access, without branch, spill or 32-bit offset."""
+    facts = compiled["kernels"][f"{kernel}, {dtype}, {target}"]
+    assert is_wide(facts), facts
+    assert is_straight(facts), facts
+    assert has_wide_offsets(facts), facts
+
+
+@pytest.mark.parametrize("cell", BUDGETS | FAMILY_BUDGETS)
+def test_budget(compiled: Facts, cell: str) -> None:
+    """No kernel grows: instructions and special-function operations per element stay within what was reached."""
+    facts = compiled["kernels"][f"{cell}, sm_90"]
+    instructions, mufu = (BUDGETS | FAMILY_BUDGETS)[cell]
+    assert is_within(facts, instructions + SLACK), facts
+    assert facts["mufu"] <= mufu, facts
+    assert is_wide(facts), facts
+    assert is_straight(facts), facts
+    assert has_wide_offsets(facts), facts
+
+
+@pytest.mark.parametrize("cell", [f"{kernel}, {dtype}" for kernel in ("forward", "backward") for dtype in DTYPES])
+def test_most_of_a_multiprocessor_is_filled(compiled: Facts, cell: str) -> None:
+    """Few registers, so that 1,152 threads or more of 2,048 are resident, and wait for memory side by side."""
+    assert compiled["kernels"][f"{cell}, sm_90"]["registers"] <= 56
+
+
+@pytest.mark.parametrize("cell", MEETING_BUDGETS)
+def test_budget_of_sums_and_broadcasts(compiled: Facts, cell: str) -> None:
+    """No kernel that sums or broadcasts grows or spills; they read 16 bytes an access, and add in a fixed order."""
+    facts = compiled["kernels"][f"{cell}, sm_90"]
+    instructions, mufu = MEETING_BUDGETS[cell]
+    assert is_within(facts, instructions + MEETING_SLACK), facts
+    assert facts["mufu"] <= mufu, facts
+    assert max(facts["load_bits"]) == 128, facts
+    assert facts["stack_bytes"] + facts["local_accesses"] == 0, facts
+    assert has_wide_offsets(facts), facts
+    assert adds_in_order(facts), facts
+
+
+@pytest.mark.parametrize("cell", PYTORCH)
+def test_fewer_instructions_than_pytorch(compiled: Facts, cell: str) -> None:
+    """Forward and backward spend no more than PyTorch's own on the same GPU, but in float64, where they spend more."""
+    assert is_within(compiled["kernels"][f"{cell}, sm_90"], PYTORCH[cell])
+
+
+def test_every_kernel_has_a_budget(compiled: Facts) -> None:
+    """A new kernel cannot come without its line in the table."""
+    budgets = BUDGETS | FAMILY_BUDGETS | MEETING_BUDGETS
+    assert {f"{cell}, sm_90" for cell in budgets} == {cell for cell in compiled["kernels"] if cell.endswith("sm_90")}
+
+
+def test_one_variant_serves_every_length(compiled: Facts) -> None:
+    """What holds of the compiled kernel holds at every length, multiples of 16 or not, up to 2^31 + 3 and beyond."""
+    assert compiled["variants"] == 1
+    assert compiled["variants if specialized"] > 1
+
+
+def test_beside_a_misaligned_operand_no_access_is_wide(compiled: Facts) -> None:
+    """Threads that are neighbours take neighbouring elements of every operand: a wide one would spread the others."""
+    facts = compiled["defects"]["misaligned"]
+    assert facts["load_bits"] == facts["store_bits"] == [16]
+
+
+def test_amd(compiled: Facts) -> None:
+    """Every kernel compiles for AMD's gfx942 and there, too, moves 16 bytes an access; a sum is one number."""
+    assert len(compiled["amd"]) == len(BUDGETS) + (len(FAMILY_BUDGETS) + len(MEETING_BUDGETS)) // 2
+    narrow = {cell: widths for cell, widths in compiled["amd"].items() if widths != [128, 128]}
+    assert narrow == {"BCE, bfloat16": [128, 32], "focal, bfloat16": [128, 32]}
+
+
+def test_driver_is_restored(compiled: Facts) -> None:
+    """Compiling for another GPU leaves the process's own GPU, or its absence, as it was."""
+    assert compiled["driver restored"]
+
+
+@pytest.mark.parametrize(
+    ("defect", "check"),
+    [
+        pytest.param("masked", is_wide, id="a mask on every access"),
+        pytest.param("misaligned", is_wide, id="a pointer not known to be aligned"),
+        pytest.param("adding", adds_in_order, id="additions to memory"),
+        pytest.param("narrow", has_wide_offsets, id="offsets in 32 bits"),
+        pytest.param("division", is_straight, id="a division with a slow path"),
+        pytest.param(
+            "division",
+            lambda facts: is_within(facts, BUDGETS["forward, bfloat16"][0] + SLACK),
+            id="a division over budget",
+        ),
+    ],
+)
+def test_defects_are_caught(compiled: Facts, defect: str, check: Callable[[Facts], bool]) -> None:
+    """Each check fails for the defect it is there to find."""
+    assert not check(compiled["defects"][defect])
+
+
+def machine_code(registers: int, path: list[str]) -> MachineCode:
+    """Code of one element per thread with these instructions."""
+    return MachineCode(1, registers, 0, 0, 0, tuple(Instruction(0, opcode, False, None) for opcode in path))
+
+
+@pytest.mark.parametrize(("registers", "occupancy"), [(32, 1.0), (33, 0.75), (64, 0.5), (128, 0.25), (255, 0.125)])
+def test_occupancy(registers: int, occupancy: float) -> None:
+    """Resident warps follow from registers as NVIDIA's occupancy calculator has it: compute capability 9.0, 4 warps."""
+    assert MULTIPROCESSORS["sm_90"].occupancy(machine_code(registers, []), num_warps=4) == occupancy
+
+
+@pytest.mark.parametrize(
+    ("path", "binds"),
+    [(["FADD"] * 8, "memory"), (["FADD"] * 40, "issue"), (["MUFU.EX2"] * 4, "MUFU"), (["DFMA"] * 16, "FP64")],
+)
+def test_prediction(path: list[str], binds: str) -> None:
+    """The scarcest resource binds; of 4 bytes, an H200's memory leaves time for 27 instructions, 3.4 MUFU, 13 FP64."""
+    (h200,) = (gpu for gpu in GPUS if gpu.name == "H200")
+    prediction = h200.predict(machine_code(32, path), bytes_per_element=4)
+    assert prediction.binds == binds
+    assert (prediction.copy_fraction == 1) == (binds == "memory")
+
+
+def test_interpreter_refuses_to_compile() -> None:
+    """Under TRITON_INTERPRET, where nothing is compiled, asking for machine code is an error that says so."""
+    program = (
+        "import torch; from bench.codegen.catalogue import SIGMOID; "
+        "from bench.codegen.compile import TARGETS, compile_kernel; "
+        "compile_kernel(SIGMOID[0], torch.float32, TARGETS['sm_90'])"
+    )
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", program]
+    root = Path(__file__).parents[2]
+    process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode != 0
+    assert "RuntimeError: TRITON_INTERPRET is set" in process.stderr

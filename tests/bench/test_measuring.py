@@ -1,0 +1,214 @@
+"""What stands behind the figures of python -m bench: its two clocks, its statistics, peak memory."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench import clocks, providers, runner
+from bench.cases import PASSES
+from bench.clocks import Effort
+from bench.pace import keep_what_works
+from bench.providers import COPY, OURS, TORCH
+from bench.results import COLD, WALL, WARM, Measurement, Spread
+from tests.bench.test_verified import a_case
+
+CPU = torch.device("cpu")
+LEAST_EFFORT = Effort(seconds=0.0, min_rounds=3, max_rounds=3)
+
+
+def test_times_are_medians_of_all_rounds() -> None:
+    """Not the best round: beside the median stand the rounds that a fifth of all were below, and above."""
+    ns = [100.0, 1000.0, 2000.0, 3000.0, 4000.0, 5000.0, 6000.0, 7000.0, 8000.0, 9000.0, 90000.0]
+    m = Measurement({}, "forward", WALL, "torch", bytes_moved=10_000, samples_ns={OURS: ns})
+    assert m.time_us(OURS) == Spread(5.0, 2.0, 8.0)
+    assert m.gigabytes_per_second(OURS) == 2.0
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    """A machine that slows down tenfold halfway changes the times but not the ratio."""
+    ours = [1.0, 1.0, 1.0, 10.0, 10.0]
+    samples = {OURS: ours, TORCH: [2 * ns for ns in ours]}
+    m = Measurement({}, "forward", WALL, "torch", bytes_moved=100, calls_per_sample=1, samples_ns=samples)
+    assert m.ratio(TORCH, OURS) == Spread(2.0, 2.0, 2.0)
+    assert m.gigabytes_per_second(OURS) == 100.0
+
+
+def test_providers_are_interleaved() -> None:
+    """Each round takes one sample of every provider, and no provider always goes first."""
+    taken: list[str] = []
+
+    def sampler(name: str) -> clocks.Sampler:
+        def sample() -> float:
+            taken.append(name)
+            return float(len(taken))
+
+        return sample
+
+    samples = clocks.interleave({name: sampler(name) for name in "abc"}, Effort(0.0, min_rounds=20, max_rounds=20))
+    rounds = [taken[i : i + 3] for i in range(3, len(taken), 3)]  # the first three calls warm up
+    assert len(rounds) == 20
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert {names[0] for names in rounds} == {"a", "b", "c"}
+    assert all(len(values) == 20 for values in samples.values())
+
+
+def test_wall_time_is_that_of_a_call_which_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is waited for before the clock starts, and before it stops; the time is shared among the calls."""
+    log: list[str] = []
+    times = iter([1_000, 7_000])
+
+    def clock() -> int:
+        log.append("clock")
+        return next(times)
+
+    monkeypatch.setattr("time.perf_counter_ns", clock)
+    sample = clocks.wall_sampler(lambda: log.append("call"), 3, lambda: log.append("synchronize"))
+    assert sample() == 2_000
+    assert log == ["synchronize", "clock", "call", "call", "call", "synchronize", "clock"]
+
+
+def test_the_slowest_call_sets_how_many_make_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 ms of the slowest, and the same number of the others."""
+    monkeypatch.setattr(clocks, "wall_sampler", lambda call, n_calls, synchronize: call)
+    assert clocks.calls_per_wall_sample([lambda: 1_000.0, lambda: 50_000.0], lambda: None) == 20
+
+
+def test_peak_memory_is_that_beyond_the_operands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda replaced: 700 bytes at the highest, of which 300 were there before the call."""
+    replacements = {"synchronize": None, "memory_allocated": 300, "reset_peak_memory_stats": None}
+    for name, value in (replacements | {"max_memory_allocated": 700}).items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert clocks.peak_bytes(lambda: None, CPU) == 400
+
+
+class CudaOnPaper:
+    """Stands for torch.cuda where there is no GPU: runs what is captured, and writes down the order of events."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        log = self.log
+
+        class Graph:
+            def replay(self) -> None:
+                log.append("replay")
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                log.append("record")
+
+            def synchronize(self) -> None:
+                log.append("synchronize")
+
+            def elapsed_time(self, end: "Event") -> float:
+                return 2.0
+
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        replacements: dict[str, Any] = {
+            "CUDAGraph": Graph,
+            "Event": Event,
+            "Stream": lambda device: stream,
+            "current_stream": lambda: stream,
+            "stream": lambda _: nullcontext(),
+            "graph": lambda graph, pool, stream: nullcontext(),
+            "graph_pool_handle": lambda: (0, 1),
+            "synchronize": lambda: None,
+            "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=2**16),
+        }
+        for name, replacement in replacements.items():
+            monkeypatch.setattr(torch.cuda, name, replacement)
+
+
+def test_device_time_is_measured_cold_and_where_it_fits_warm(fallback: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, torch.cuda replaced: both clocks of every pass; 2 ms of a replay are shared among its calls."""
+    CudaOnPaper(monkeypatch)
+    right = {OURS: providers.ours(), TORCH: providers.pytorch(), COPY: providers.copy()}
+    for n_elements, expected in ((1000, [COLD, WARM]), (2**16, [COLD])):
+        case = a_case(n_elements)
+        operands = [case.inputs(CPU) for _ in range(clocks.calls_per_replay(case.bytes_moved("forward")))]
+        for pass_ in PASSES:
+            measured = list(runner.device_time(case, pass_, operands, right, {}, LEAST_EFFORT))
+            assert [m.clock for m in measured] == expected
+            for m in measured:
+                assert m.failures == {}
+                assert m.calls_per_sample == 256
+                assert m.samples_ns == {name: [2e6 / 256] * 3 for name in right}
+
+
+def test_a_cold_replay_uses_each_operand_once_and_a_warm_one_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cold: own operands, own results, an eviction before. Warm: one call over and over, an untimed replay before."""
+    cuda = CudaOnPaper(monkeypatch)
+    replays = clocks.Replays(CPU)
+    assert replays._source.nbytes > 2**16  # more than the L2 cache holds
+    monkeypatch.setattr(replays, "_evict", lambda: cuda.log.append("evict"))
+    called: list[int] = []
+
+    def call(i: int) -> Callable[[], None]:
+        return lambda: called.append(i)
+
+    replays.cold([call(i) for i in range(3)])()
+    assert called == [0, 0, 1, 2]  # the first outside the capture
+    assert cuda.log == ["evict", "record", "replay", "record", "synchronize"]
+    called.clear()
+    cuda.log.clear()
+    replays.warm(call(7), 3)()
+    assert called == [7] * 4
+    assert cuda.log == ["replay", "record", "replay", "record", "synchronize"]
+
+
+def test_a_capture_that_fails_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in PyTorch, which then neither gives back the stream nor takes the memory pool again: ours mends both."""
+    CudaOnPaper(monkeypatch)
+    current, pools = ["the user's"], iter(range(10))
+
+    @contextmanager
+    def on(stream: str) -> Iterator[None]:
+        before, current[0] = current[0], stream
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    @contextmanager
+    def capture(graph: object, pool: int, stream: str) -> Iterator[None]:
+        current[0] = stream
+        yield
+        if pool == 0:
+            raise RuntimeError("the first pool fails")
+        current[0] = "the user's"
+
+    replacements: dict[str, Any] = {
+        "Stream": lambda device: "for captures",
+        "current_stream": lambda: current[0],
+        "stream": on,
+        "graph": capture,
+        "graph_pool_handle": lambda: next(pools),
+    }
+    for name, replacement in replacements.items():
+        monkeypatch.setattr(torch.cuda, name, replacement)
+    replays = clocks.Replays(CPU)
+    with pytest.raises(RuntimeError, match="the first pool fails"):
+        replays.cold([lambda: None])
+    assert current == ["the user's"]
+    replays.cold([lambda: None])
+    assert current == ["the user's"]
+
+
+@pytest.mark.gpu
+def test_after_a_capture_that_fails_the_next_one_is_timed() -> None:
+    """On CUDA, where reading a number back ends a capture: the stream is that of before, and a replay takes time."""
+    x = torch.ones(2**20, device="cuda")
+    stream = torch.cuda.current_stream()
+    replays = clocks.Replays(x.device)
+    calls: dict[str, Callable[[], object]] = {"reads": lambda: x.sum().item(), "adds": lambda: x + 1}
+    failures: dict[str, str] = {}
+    samplers = keep_what_works(lambda call: replays.cold([call]), calls, failures)
+    assert set(failures) == {"reads"}
+    assert torch.cuda.current_stream() == stream
+    assert samplers["adds"]() > 0

@@ -1,0 +1,230 @@
+"""The transforms of torch.func and forward-mode differentiation pass through σ, kernels or not."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.autograd.gradcheck import GradcheckError
+from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+
+from sigmoid_op import Sigmoid, SigmoidFunction, sigmoid, sigmoid_
+from sigmoid_op.ops import sigmoid as op
+from tests.conftest import Route
+
+Unary = Callable[[Tensor], Tensor]
+
+every_function = pytest.mark.parametrize(
+    "function", [sigmoid, SigmoidFunction.apply], ids=["sigmoid", "SigmoidFunction"]
+)
+
+
+def _input(route: Route, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (3 * torch.randn(shape, dtype=torch.float64, generator=generator)).to(route.device)
+
+
+def _derivatives(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """σ, σ', σ'' and σ''' in closed form, from exponentials alone."""
+    s = 1 / (1 + torch.exp(-x.detach()))
+    first = s * (1 - s)
+    return s, first, first * (1 - 2 * s), first * (1 - 6 * s + 6 * s * s)
+
+
+@every_function
+@pytest.mark.parametrize("in_dim", [0, 1, 2, -1])
+@pytest.mark.parametrize("out_dim", [0, -1])
+def test_vmap(route: Route, function: Unary, in_dim: int, out_dim: int) -> None:
+    """Any input and output dimension can be the batch, in chunks too."""
+    x = _input(route, 2, 3, 4)
+    expected = _derivatives(x.movedim(in_dim, 0))[0].movedim(0, out_dim)
+    torch.testing.assert_close(vmap(function, in_dims=in_dim, out_dims=out_dim)(x), expected)
+    torch.testing.assert_close(vmap(function, in_dims=in_dim, out_dims=out_dim, chunk_size=1)(x), expected)
+
+
+@every_function
+def test_nested_vmap(route: Route, function: Unary) -> None:
+    """vmap of vmap, each over another dimension, and vmap over an argument that is not batched."""
+    x = _input(route, 2, 3, 4)
+    out = vmap(vmap(function, in_dims=1), in_dims=1)(x)
+    torch.testing.assert_close(out, _derivatives(x.permute(1, 2, 0))[0])
+    gated = vmap(lambda shared, y: function(shared) * y, in_dims=(None, 0))(x[0], x)
+    torch.testing.assert_close(gated, _derivatives(x[0])[0] * x)
+
+
+@every_function
+def test_vmap_over_grad(route: Route, function: Unary) -> None:
+    """Gradients per sample, and per sample and row: vmap over grad, once and twice."""
+    x = _input(route, 5, 3, 4)
+    per_sample = vmap(grad(lambda row: function(row).sum()))(x)
+    per_row = vmap(vmap(grad(lambda row: function(row).sum())), in_dims=1, out_dims=1)(x)
+    torch.testing.assert_close(per_sample, _derivatives(x)[1])
+    torch.testing.assert_close(per_row, _derivatives(x)[1])
+
+
+@every_function
+def test_first_order_transforms(route: Route, function: Unary) -> None:
+    """grad, vjp, jvp, jacrev and jacfwd all give σ'."""
+    x, v = _input(route, 6), _input(route, 7)[1:]
+    s, first, _, _ = _derivatives(x)
+    torch.testing.assert_close(grad(lambda x: function(x).sum())(x), first)
+    out, pull_back, *_ = vjp(function, x)
+    torch.testing.assert_close((out, *pull_back(v)), (s, first * v))
+    torch.testing.assert_close(jvp(function, (x,), (v,)), (s, first * v))
+    torch.testing.assert_close(jacrev(function)(x), torch.diag(first))
+    torch.testing.assert_close(jacfwd(function)(x), torch.diag(first))
+
+
+# PyTorch's own constant folding in linearize warns about a node of its own.
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
+@every_function
+def test_linearize(route: Route, function: Unary) -> None:
+    """The result and its linear map, which outlives the transform, are those of σ and σ'."""
+    x, v = _input(route, 6), _input(route, 7)[1:]
+    out, push_forward = linearize(function, x)
+    s, first, _, _ = _derivatives(x)
+    torch.testing.assert_close((out, push_forward(v)), (s, first * v))
+
+
+@every_function
+def test_higher_order_transforms(route: Route, function: Unary) -> None:
+    """Forward over reverse, reverse over forward, reverse over reverse and hessian give σ''; one more grad, σ'''."""
+    x, v = _input(route, 6), _input(route, 7)[1:]
+    _, first, second, third = _derivatives(x)
+    slope = grad(lambda x: function(x).sum())
+    torch.testing.assert_close(jvp(slope, (x,), (v,)), (first, second * v))
+    torch.testing.assert_close(grad(lambda x: jvp(function, (x,), (v,))[1].sum())(x), second * v)
+    torch.testing.assert_close(grad(lambda x: slope(x).sum())(x), second)
+    torch.testing.assert_close(hessian(lambda x: function(x).sum())(x), torch.diag(second))
+    torch.testing.assert_close(jacfwd(jacfwd(lambda x: function(x).sum()))(x), torch.diag(second))
+    torch.testing.assert_close(grad(lambda x: grad(lambda x: slope(x).sum())(x).sum())(x), third)
+
+
+@every_function
+@pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])
+def test_vectorized_jacobian(route: Route, function: Unary, strategy: str) -> None:
+    """The older ``torch.autograd.functional.jacobian`` batches its gradients through the same formulas."""
+    x = _input(route, 6)
+    jacobian = torch.autograd.functional.jacobian(function, x, vectorize=True, strategy=strategy)
+    torch.testing.assert_close(jacobian, torch.diag(_derivatives(x)[1]))
+
+
+@pytest.mark.parametrize("exact_grad", [False, True])
+def test_vectorized_jacobian_is_differentiated(route: Route, exact_grad: bool) -> None:
+    """With ``create_graph``, a batched gradient has a graph of its own, whose gradient is right."""
+    x = _input(route, 6).requires_grad_()
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: x * sigmoid(x, exact_grad=exact_grad), x, create_graph=True, vectorize=True
+    )
+    (second,) = torch.autograd.grad(jacobian.diagonal().sum(), x)
+    _, slope, curvature, _ = _derivatives(x.detach())
+    torch.testing.assert_close(second, 2 * slope + x.detach() * curvature)
+
+
+def test_functional_call(route: Route) -> None:
+    """A model with ``Sigmoid`` called with other parameters, batched over samples: gradients per sample."""
+    model = nn.Sequential(nn.Linear(4, 3), Sigmoid()).to(route.device, torch.float64)
+    weights = {name: _input(route, *parameter.shape) for name, parameter in model.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        out: Tensor = functional_call(model, weights, (x,))
+        return out.sum()
+
+    x = _input(route, 5, 4)
+    grads = vmap(grad(loss), in_dims=(None, 0))(weights, x)
+    slope = _derivatives(x @ weights["0.weight"].T + weights["0.bias"])[1]
+    torch.testing.assert_close(grads, {"0.weight": slope[:, :, None] * x[:, None, :], "0.bias": slope})
+
+
+def test_functionalize(route: Route) -> None:
+    """``sigmoid_`` on a view is rewritten out of place by functionalize, and the base sees the result."""
+    x = _input(route, 4, 3)
+
+    def second_row(x: Tensor) -> Tensor:
+        x = x.clone()
+        sigmoid_(x[1])
+        return x
+
+    expected = x.clone()
+    expected[1] = _derivatives(x[1])[0]
+    torch.testing.assert_close(functionalize(second_row)(x), expected)
+
+
+def _dual_result(function: Unary, x: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor | None]:
+    with forward_ad.dual_level():
+        out, out_tangent = forward_ad.unpack_dual(function(forward_ad.make_dual(x, tangent)))
+        return out, out_tangent
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize(
+    "function",
+    [sigmoid, SigmoidFunction.apply, lambda x: sigmoid_(x.clone())],
+    ids=["sigmoid", "SigmoidFunction", "sigmoid_"],
+)
+def test_dual_numbers(route: Route, function: Unary, mode: Callable[[], AbstractContextManager[Any]]) -> None:
+    """A tangent passes through, also where no gradient is recorded."""
+    x, v = _input(route, 6), _input(route, 7)[1:]
+    with mode():
+        out, tangent = _dual_result(function, x, v)
+    s, first, _, _ = _derivatives(x)
+    torch.testing.assert_close((out, tangent), (s, first * v))
+
+
+def test_the_tangent_check_can_fail(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel launched past autograd drops the tangent, which ``test_dual_numbers`` would see."""
+    monkeypatch.setattr(op, "_watched_by_autograd", lambda x: False)
+    x = _input(kernel_route, 6)
+    assert _dual_result(sigmoid, x, torch.ones_like(x))[1] is None
+
+
+@every_function
+def test_forward_over_reverse_dual(route: Route, function: Unary) -> None:
+    """The gradient of a dual number carries the tangent σ''·v."""
+    x, v = _input(route, 6).requires_grad_(), _input(route, 7)[1:]
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, v)
+        (grad_x,) = torch.autograd.grad(function(dual).sum(), dual, create_graph=True)
+        slope, curvature = forward_ad.unpack_dual(grad_x)
+    torch.testing.assert_close((slope, curvature), (_derivatives(x)[1], _derivatives(x)[2] * v))
+
+
+@every_function
+@pytest.mark.parametrize("fast_mode", [False, True], ids=["slow", "fast"])
+def test_gradcheck_of_every_mode(route: Route, function: Unary, fast_mode: bool) -> None:
+    """gradcheck holds forward and reverse, batched and not, with undefined gradients, element by element and fast."""
+    assert gradcheck(
+        function,
+        _input(route, 2, 3).requires_grad_(),
+        fast_mode=fast_mode,
+        check_forward_ad=True,
+        check_backward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
+        check_undefined_grad=True,
+    )
+
+
+@every_function
+@pytest.mark.parametrize("fast_mode", [False, True], ids=["slow", "fast"])
+def test_gradgradcheck_of_every_mode(route: Route, function: Unary, fast_mode: bool) -> None:
+    """The second derivative holds reverse over reverse and forward over reverse, batched too."""
+    assert gradgradcheck(
+        function,
+        _input(route, 2, 3).requires_grad_(),
+        fast_mode=fast_mode,
+        check_fwd_over_rev=True,
+        check_rev_over_rev=True,
+        check_batched_grad=True,
+        check_undefined_grad=True,
+    )
+
+
+def test_gradcheck_catches_a_wrong_tangent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check can fail: a ``jvp`` that returns its tangent unchanged does not pass."""
+    monkeypatch.setattr(SigmoidFunction, "jvp", staticmethod(lambda ctx, tangent: tangent.clone()))
+    with pytest.raises(GradcheckError, match="forward mode"):
+        gradcheck(SigmoidFunction.apply, torch.ones(3, dtype=torch.float64, requires_grad=True), check_forward_ad=True)

@@ -1,0 +1,275 @@
+"""``exact_grad=True``: the gradient is the true derivative to a few ulps, saturated or not, in every autograd mode."""
+
+import copy
+import pickle
+import warnings
+from functools import partial
+from typing import Any
+
+import mpmath
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._inductor.utils import run_and_get_code
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, vmap
+
+from bench.reference import derivative64
+from bench.sweep import ascending
+from sigmoid_op import Sigmoid, dispatch, sigmoid
+from tests.conftest import Route, saved_tensors
+from tests.ulp import FLOAT_DTYPES, HALF_DTYPES, assert_within_ulps
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+# Of the true derivative, where it is a normal number: the promise of sigmoid's docstring.
+GRADIENT_ULPS = {torch.float16: 2.0, torch.bfloat16: 2.0, torch.float32: 3.0, torch.float64: 3.0}
+# By then out is 1 and the default's gradient exactly 0, on every route; at 0.95 of it neither is.
+DEAD_FROM = {torch.bfloat16: 6.25, torch.float16: 8.3203125, torch.float32: 17.4}
+
+exact_sigmoid = partial(sigmoid, exact_grad=True)
+
+
+def _gradient(x: Tensor, *, exact_grad: bool = True) -> Tensor:
+    leaf = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(sigmoid(leaf, exact_grad=exact_grad).sum(), leaf)
+    return gradient
+
+
+def _sample(dtype: torch.dtype) -> Tensor:
+    """Every finite number of a 16-bit dtype, a dense sample of float32, and 2,000 numbers of float64."""
+    if dtype == torch.float64:
+        return torch.cat([torch.linspace(-700, 700, 1_000, dtype=dtype), torch.linspace(-4, 4, 1_000, dtype=dtype)])
+    stride = 1 if dtype in HALF_DTYPES else 65_521
+    x = torch.cat(list(ascending(dtype, torch.device("cpu"), stride, 2**16)))
+    if dtype == torch.float32:
+        x = torch.cat([x, torch.linspace(-90, 90, 50_000)])
+    return x[x.isfinite()]
+
+
+def _true_derivative(x: Tensor) -> Tensor:
+    """In float64; by mpmath for float64 input."""
+    if x.dtype != torch.float64:
+        return derivative64(x)
+    with mpmath.workdps(40):
+        exponentials = [mpmath.exp(-abs(mpmath.mpf(v))) for v in x.tolist()]
+        return torch.tensor([float(t / (1 + t) ** 2) for t in exponentials], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_gradient_is_the_true_derivative(route: Route, dtype: torch.dtype) -> None:
+    """Within 2 ulp in 16 bits and 3 in float32, for every 16-bit number and a dense sample of the wider ones."""
+    x = _sample(dtype)
+    derivative = _true_derivative(x)
+    normal = derivative >= torch.finfo(dtype).tiny
+    gradient = _gradient(x.to(route.device)).cpu()
+    assert_within_ulps(gradient[normal], derivative[normal], GRADIENT_ULPS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DEAD_FROM, ids=str)
+def test_default_is_dead_where_the_exact_one_lives(route: Route, dtype: torch.dtype) -> None:
+    """From the stated x on the default's gradient is exactly 0; the exact one is not: so the test above can fail."""
+    x = torch.linspace(DEAD_FROM[dtype], 1.9 * DEAD_FROM[dtype], 100, dtype=dtype, device=route.device)
+    assert (_gradient(x, exact_grad=False) == 0).all()
+    assert (_gradient(x) > 0).all()
+    alive = torch.tensor([0.95 * DEAD_FROM[dtype]], dtype=dtype, device=route.device)
+    assert _gradient(alive, exact_grad=False) > 0
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_gradient_is_even(route: Route, dtype: torch.dtype) -> None:
+    """σ'(-x) and σ'(x) have the same bits, as the same |t| serves both; σ'(±inf) = 0, and NaN stays NaN."""
+    x = torch.cat([torch.linspace(0, 30, 2_049, dtype=dtype), torch.tensor([torch.inf], dtype=dtype)]).to(route.device)
+    assert torch.equal(_gradient(x), _gradient(-x))
+    assert _gradient(x)[-1] == 0
+    assert _gradient(x[:1] * torch.nan).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_result_is_that_of_the_default(route: Route, dtype: torch.dtype) -> None:
+    """Only the gradient differs: the results are equal bit for bit."""
+    x = torch.linspace(-110, 110, 5_001, dtype=dtype, device=route.device)
+    assert torch.equal(exact_sigmoid(x.clone().requires_grad_()), sigmoid(x))
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_saves_one_tensor_of_the_input_s_size(route: Route, dtype: torch.dtype) -> None:
+    """Exactly one tensor is kept, of the dtype and size of the input, and it is neither input nor output."""
+    x = torch.randn(3, 1100, dtype=dtype, device=route.device, requires_grad=True)
+    with saved_tensors() as saved:
+        out = exact_sigmoid(x)
+    assert [(t.dtype, t.shape) for t in saved] == [(dtype, x.shape)]
+    assert saved[0].data_ptr() not in (x.data_ptr(), out.data_ptr())
+
+
+def test_kernels_write_both_in_one_pass(kernel_route: Route, launches: list[str]) -> None:
+    """Forward is one launch that gives out and t; backward one; the second derivative one, and one back through t."""
+    x = torch.randn(7, dtype=torch.float64, device=kernel_route.device, requires_grad=True)
+    out = exact_sigmoid(x)
+    assert launches == ["sigmoid_exact"]
+    (gradient,) = torch.autograd.grad(out, x, torch.ones_like(out), create_graph=True)
+    torch.autograd.grad(gradient, x, torch.ones_like(gradient))
+    expected = ["sigmoid_exact_backward", "sigmoid_exact_double_backward", "sigmoid_exact_backward"]
+    assert launches[1:] == expected
+
+
+def test_the_gradient_of_a_sum_stays_one_number(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No zeros are made for the gradient of t, nor added: the kernel is given the one number that sum() expands."""
+    from sigmoid_op.kernels import sigmoid as launchers
+
+    backward, given = launchers.launch_sigmoid_exact_backward, []
+
+    def watched(grad_out: Tensor, t: Tensor) -> Tensor:
+        given.append(grad_out.numel())
+        return backward(grad_out, t)
+
+    monkeypatch.setattr(launchers, "launch_sigmoid_exact_backward", watched)
+    _gradient(torch.ones(5, device=kernel_route.device))
+    assert given == [1]
+
+
+@pytest.mark.parametrize("shape", [(), (5, 3)], ids=str)
+def test_gradcheck(route: Route, shape: tuple[int, ...]) -> None:
+    """First and second derivatives agree with finite differences: in reverse, forward, mixed and batched modes."""
+    x = (3 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).to(route.device)
+    x.requires_grad_()
+    assert gradcheck(
+        exact_sigmoid, x, check_forward_ad=True, check_undefined_grad=True, check_batched_grad=True,
+        check_batched_forward_grad=True,
+    )  # fmt: skip
+    assert gradgradcheck(exact_sigmoid, x, check_undefined_grad=True, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_second_derivative_has_the_sign_of_minus_x(route: Route, dtype: torch.dtype) -> None:
+    """σ'' is negative for x > 0 and positive for x < 0, and close to the true value, saturated values included."""
+    x = torch.tensor([-9.0, -7.0, -1.0, 1.0, 7.0, 9.0], dtype=dtype, device=route.device, requires_grad=True)
+    (first,) = torch.autograd.grad(exact_sigmoid(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    x64 = x.detach().cpu().double()
+    true = -derivative64(x64) * torch.tanh(x64 / 2)
+    torch.testing.assert_close(second.cpu().double(), true, rtol=8 * torch.finfo(dtype).eps, atol=0)
+
+
+def test_third_derivative(route: Route) -> None:
+    """Differentiating further works: σ''' = σ'(1 - 6σ')."""
+    x = torch.linspace(-4, 4, 9, dtype=torch.float64, device=route.device, requires_grad=True)
+    derivative = exact_sigmoid(x)
+    for _ in range(3):
+        (derivative,) = torch.autograd.grad(derivative.sum(), x, create_graph=True)
+    first = derivative64(x)
+    torch.testing.assert_close(derivative, first * (1 - 6 * first))
+
+
+def test_function_transforms(route: Route) -> None:
+    """grad, vmap, jacfwd and hessian of torch.func see σ' and σ''."""
+    y = torch.linspace(-5, 5, 6, dtype=torch.float64, device=route.device)
+    first = derivative64(y)
+    torch.testing.assert_close(vmap(grad(exact_sigmoid))(y), first)
+    torch.testing.assert_close(jacfwd(exact_sigmoid)(y), torch.diag(first))
+    second = hessian(lambda v: exact_sigmoid(v).sum())(y)
+    torch.testing.assert_close(second, torch.diag(-first * torch.tanh(y / 2)))
+
+
+def test_a_gradient_of_a_vmap_is_exact(route: Route) -> None:
+    """Inside vmap no tensor says that it requires a gradient; the one taken around it is alive all the same."""
+    x = torch.full((3,), 9.0, dtype=torch.bfloat16, device=route.device)
+    gradient = grad(lambda rows: vmap(exact_sigmoid)(rows).sum())(x)
+    assert_within_ulps(gradient.cpu(), derivative64(x.cpu()), GRADIENT_ULPS[x.dtype])
+
+
+# Dynamo makes an instance of Function itself, to trace any of its subclasses.
+traces_a_function = pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
+
+
+@traces_a_function
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_gradient_is_exact(route: Route, dtype: torch.dtype) -> None:
+    """torch.compile takes it in one graph, with dynamic sizes, and its gradient lives where the default's is dead."""
+    compiled = torch.compile(exact_sigmoid, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (7, 12):
+        x = torch.linspace(-20, 20, n, dtype=dtype, device=route.device, requires_grad=True)
+        (gradient,) = torch.autograd.grad(compiled(x).sum(), x)
+        # In PyTorch's operators, whose float32 σ and product each round a little worse than the kernels.
+        assert_within_ulps(gradient.cpu(), derivative64(x.cpu()), GRADIENT_ULPS[dtype] + 1)
+
+
+@traces_a_function
+@pytest.mark.usefixtures("fresh_compiler")
+def test_inductor_fuses_it(route: Route) -> None:
+    """Inductor compiles forward and backward to a kernel each; the gradient is still the true derivative."""
+    x = torch.linspace(-16, 16, 64, device=route.device, requires_grad=True)
+
+    def step() -> Tensor:
+        (gradient,) = torch.autograd.grad(torch.compile(exact_sigmoid, fullgraph=True)(x).sum(), x)
+        return gradient
+
+    gradient, code = run_and_get_code(step)
+    assert len(code) == 2
+    # Inductor's float32 exponential on a GPU rounds x·log2 e once: a relative error of 1e-6 at x = 16.
+    torch.testing.assert_close(gradient.cpu().double(), derivative64(x.cpu()), rtol=4e-6, atol=0)
+
+
+def test_complex_input_raises(route: Route) -> None:
+    """Complex input that is differentiated is refused: there is no |x| to take. Without a gradient it is σ."""
+    x = torch.randn(3, dtype=torch.complex64, device=route.device)
+    assert torch.equal(exact_sigmoid(x), torch.sigmoid(x))
+    with pytest.raises(TypeError, match="real dtype"):
+        exact_sigmoid(x.requires_grad_())
+
+
+def test_without_gradient_it_is_sigmoid(route: Route) -> None:
+    """Integers and no_grad behave as with torch.sigmoid: a float32 result for integers, and no graph."""
+    integers = torch.arange(-3, 4, device=route.device)
+    assert exact_sigmoid(integers).dtype == torch.float32
+    torch.testing.assert_close(exact_sigmoid(integers), torch.sigmoid(integers))
+    x = torch.randn(5, device=route.device, requires_grad=True)
+    with torch.no_grad():
+        assert not exact_sigmoid(x).requires_grad
+    assert not exact_sigmoid(x.detach()).requires_grad
+    assert not exact_sigmoid(integers).requires_grad
+
+
+def test_module_keeps_the_choice(route: Route) -> None:
+    """repr, pickle, deepcopy and an FX trace of Sigmoid(exact_grad=True) keep it; the default says nothing of it."""
+    module = Sigmoid(exact_grad=True)
+    assert repr(module) == "Sigmoid(exact_grad=True)"
+    assert repr(Sigmoid()) == "Sigmoid()"
+    traced = torch.fx.symbolic_trace(nn.Sequential(module))
+    twins: list[Any] = [module, pickle.loads(pickle.dumps(module)), copy.deepcopy(module), traced]
+    for twin in twins:
+        x = torch.full((2,), 9.0, dtype=torch.bfloat16, device=route.device, requires_grad=True)
+        (gradient,) = torch.autograd.grad(twin(x).sum(), x)
+        assert (gradient > 0).all()
+
+
+def test_torchscript_has_the_result_and_pytorchs_gradient(route: Route) -> None:
+    """A scripted and a traced Sigmoid(exact_grad=True) compute σ; their gradient is that of torch.sigmoid."""
+    module = Sigmoid(exact_grad=True)
+    x = torch.tensor([-2.0, 0.5, 3.0], device=route.device, requires_grad=True)
+    want = torch.autograd.grad(torch.sigmoid(x).sum(), x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
+        programs = (torch.jit.script(module), torch.jit.trace(module, x))
+    for program in programs:
+        torch.testing.assert_close(program(x), torch.sigmoid(x))
+        torch.testing.assert_close(torch.autograd.grad(program(x).sum(), x), want)
+        assert "aten::sigmoid" in str(program.inlined_graph)
+
+
+def test_gradient_in_another_layout(route: Route) -> None:
+    """A grad_out that is expanded, transposed or strided gives the same gradient as a contiguous one."""
+    x = torch.linspace(-9, 9, 24, device=route.device).view(4, 6).requires_grad_()
+    out = exact_sigmoid(x)
+    for grad_out in (torch.ones(1, device=route.device).expand(4, 6), torch.rand(6, 4, device=route.device).t()):
+        (gradient,) = torch.autograd.grad(out, x, grad_out, retain_graph=True)
+        exact = grad_out.cpu().double() * derivative64(x.cpu())
+        torch.testing.assert_close(gradient.cpu().double(), exact, rtol=1e-6, atol=0)
+
+
+def test_small_tensors_keep_the_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the size from which the default takes a kernel, the gradient is just as exact."""
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 2**23)
+    x = torch.tensor([6.25, 20.0], dtype=torch.bfloat16)
+    assert_within_ulps(_gradient(x), derivative64(x), GRADIENT_ULPS[torch.bfloat16])

@@ -1,0 +1,181 @@
+"""The prepared launch: Triton binds arguments once for each kind of operands, and a kernel serves only its own kind."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sigmoid_op.kernels import launch as prepared
+from sigmoid_op.kernels import pointwise
+from sigmoid_op.kernels import sigmoid as formulas
+from tests.fake_kernel import FakeKernel
+
+
+def _launch(x: Tensor, formula: Any = formulas.sigmoid) -> None:
+    pointwise.launch(formula, (), (x,), (torch.empty_like(x),))
+
+
+def test_compiles_once_for_each_kind(jit: FakeKernel) -> None:
+    """A second call of the same kind, whatever its length, skips Triton's binding; another kind does not."""
+    x = torch.zeros(5000)
+    for length in (5000, 1, 4096, 4999):
+        _launch(x[:length])
+    assert len(jit.launched) == 1
+    assert [len(kernel.launched) for kernel in jit.compiled] == [3]
+    _launch(x.double())
+    _launch(x, formulas.sigmoid_exact)
+    assert len(jit.launched) == 3
+
+
+def test_no_kernel_serves_another_kind(jit: FakeKernel) -> None:
+    """Whatever Triton specializes on makes a kind: of each operand by itself dtype and alignment, of all how many come
+    first as scalars, and the constants.
+    """
+    x, y, one = torch.zeros(4096), torch.zeros(4096, dtype=torch.bfloat16), torch.zeros(1)
+    odd = torch.zeros(4097)[1:]
+
+    def launch(*inputs: Tensor, scalars: tuple[Tensor, ...] = (), output: Tensor = x, constants: Any = ()) -> None:
+        pointwise.launch(formulas.sigmoid_backward, scalars, inputs, (output,), constants)
+
+    kinds: list[Callable[[], None]] = [
+        lambda: launch(x, x),
+        lambda: launch(x, scalars=(one,)),
+        lambda: launch(x, x, constants=(0.25, 2.0)),
+        lambda: launch(x, x, constants=(0.5, 2.0)),
+        lambda: launch(x, y),
+        lambda: launch(y, x),
+        lambda: launch(x, x, output=y),
+        lambda: launch(x, odd),
+        lambda: launch(odd, x),
+        lambda: launch(x, x, output=odd),
+    ]
+    for count, launch_one in enumerate(kinds, start=1):
+        launch_one()
+        assert len(jit.launched) == count
+
+
+def test_no_kernel_serves_another_device(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled kernel is loaded on one GPU: another's operands have their own."""
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    for device in (0, 1, 0):
+        prepared.launch_prepared(jit, (1, 1, 1), (), (formulas.sigmoid, device))
+    assert len(jit.launched) == 2
+
+
+def test_the_table_of_kernels_stays_small(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many kinds of calls there are, no more than the limit are remembered; a forgotten one works as before."""
+    monkeypatch.setattr(prepared, "LIMIT", 2)
+    x = torch.zeros(5000)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32):
+        _launch(x.to(dtype))
+        assert 0 < len(prepared._prepared) <= 2
+    assert len(jit.launched) == 4
+
+
+def test_misaligned_operands_get_their_own_kernel(jit: FakeKernel) -> None:
+    """A kernel compiled for 16-byte aligned pointers, whose wide accesses would fault, never sees another pointer."""
+    x = torch.zeros(5000)
+    assert x.data_ptr() % 16 == 0
+    _launch(x)
+    _launch(x[1:])
+    _launch(x[4:])
+    _launch(x[2:])
+    assert len(jit.launched) == 2
+    assert [len(kernel.launched) for kernel in jit.compiled] == [1, 1]
+
+
+def test_where_one_alignment_is_missing_none_is_known(jit: FakeKernel) -> None:
+    """The kernel is then given a zero to add to its offsets, which hides the others' alignment from the compiler."""
+    x = torch.zeros(5000)
+    pointwise.launch(formulas.sigmoid, (), (x[4:],), (x[:-4],))
+    pointwise.launch(formulas.sigmoid, (), (x[1:],), (x[:-1],))
+    assert [zero for _, _, _, _, _, zero, *_ in jit.launched] == [None, 0]
+
+
+def test_the_grid_covers_every_element(jit: FakeKernel) -> None:
+    """As many blocks as the elements fill, the last one in part; no launch at all for none."""
+    size = pointwise.BLOCK_SIZES[4]
+    for length, blocks in ((1, 1), (size, 1), (size + 1, 2), (10 * size, 10)):
+        _launch(torch.zeros(length))
+        grid, _, _, _, n_elements, _, _, _, block_size = (jit.launched + jit.compiled[0].launched)[-1]
+        assert (grid, n_elements, block_size) == ((blocks, 1, 1), length, size)
+    before = len(jit.compiled[0].launched)
+    _launch(torch.zeros(0))
+    assert len(jit.compiled[0].launched) == before
+
+
+def test_another_device_is_made_current(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operands on a device that is not the current one are launched under its guard; otherwise there is none."""
+    entered: list[int] = []
+
+    class Guard:
+        def __init__(self, device: int) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            entered.append(self.device)
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    monkeypatch.setattr(torch.cuda, "device", Guard)
+    _launch(torch.zeros(3))
+    assert entered == []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    _launch(torch.zeros(3))
+    assert entered == [-1]
+
+
+@pytest.mark.gpu
+def test_prepared_launches_compute() -> None:
+    """On a GPU, the first call and the prepared ones after it give the same bits, on a side stream too."""
+    x = torch.randn(100_003, device="cuda")
+    out = torch.empty_like(x)
+    pointwise.launch(formulas.sigmoid, (), (x,), (out,))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        again = torch.empty_like(x)
+        pointwise.launch(formulas.sigmoid, (), (x,), (again,))
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(out, again)
+
+
+@pytest.mark.gpu
+def test_cuda_graph_capture() -> None:
+    """Forward and backward can be captured and replayed, the very first call inside the capture included.
+
+    That one loads the kernels, which drivers from CUDA 12.3 on allow.
+    """
+    from sigmoid_op.kernels.sigmoid import launch_sigmoid, launch_sigmoid_backward
+
+    prepared._prepared.clear()
+    pointwise.pointwise_kernel.device_caches.clear()  # Triton's own: the capture itself has to load the kernels
+    x = torch.randn(4099, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = launch_sigmoid(x)
+        grad_in = launch_sigmoid_backward(x, out)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    expected = torch.sigmoid(x.double())
+    torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(grad_in.double(), x.double() * expected * (1 - expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_more_elements_than_32_bits_count() -> None:
+    """Offsets are 64 bits wide: element 2^31 + 2 is right, and so is its neighbour across the boundary."""
+    n = 2**31 + 3
+    if torch.cuda.mem_get_info()[0] < 3 * 2 * n:
+        pytest.skip("needs 13 GB of free GPU memory")
+    from sigmoid_op.kernels.sigmoid import launch_sigmoid
+
+    x = torch.zeros(n, dtype=torch.bfloat16, device="cuda")
+    x[2**31 - 2 :] = torch.tensor([1, 2, 3, 4, 5], dtype=torch.bfloat16)
+    out = launch_sigmoid(x)
+    torch.testing.assert_close(out[2**31 - 2 :], torch.sigmoid(x[2**31 - 2 :]))
+    assert bool((out[: 2**31 - 2 : 4097] == 0.5).all())

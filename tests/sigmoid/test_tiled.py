@@ -1,0 +1,221 @@
+"""The tiled template: it finds every operand's elements where they lie, refuses what it cannot, and sums every one."""
+
+from collections.abc import Callable
+from itertools import product
+from math import prod
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bench.reference import sigmoid64
+from sigmoid_op.kernels import frame as frames
+from sigmoid_op.kernels import gates as gate_formulas
+from sigmoid_op.kernels import tiled
+from sigmoid_op.kernels.frame import Frame
+from tests.conftest import Route
+from tests.fake_kernel import FakeKernel
+
+
+def _frame(*tensors: Tensor, smallest_tile: int = 0) -> Frame | None:
+    with mock.patch.object(frames, "SMALLEST_TILE", smallest_tile):
+        return frames.frame.__wrapped__(tuple(tensors[0].shape), tuple(tensor.stride() for tensor in tensors))
+
+
+@st.composite
+def operands(draw: st.DrawFn) -> list[Tensor]:
+    """Three of one shape, the first dense; dimensions in any order, in which the others may skip elements or stay."""
+    shape = draw(st.lists(st.integers(1, 4), max_size=5))
+    order = draw(st.permutations(range(len(shape))))
+    tensors: list[Tensor] = []
+    for first in (True, False, False):
+        order = order if draw(st.booleans()) else draw(st.permutations(order))
+        sizes = [shape[d] for d in order]
+        broadcast = [not first and draw(st.integers(0, 3)) == 0 for _ in order]
+        steps = [1 if first else draw(st.sampled_from([1, 1, 1, 2])) for _ in order]
+        base = torch.empty([1 if b else s * step for b, s, step in zip(broadcast, sizes, steps, strict=True)])
+        for d, step in enumerate(steps):
+            base = base if broadcast[d] else base.unflatten(d, (-1, step)).select(d + 1, 0)
+        tensors.append(base.expand(sizes).permute([order.index(d) for d in range(len(order))]))
+    return tensors
+
+
+@given(operands())
+@settings(deadline=None, max_examples=300)
+def test_frame_finds_every_element(tensors: list[Tensor]) -> None:
+    """For all operands at once, stepping through the frame is stepping through the tensor in the order it states.
+
+    Operands of one dense layout are one stretch of memory: one row.
+    """
+    found = _frame(*tensors)
+    dense = _frame(tensors[0], tensors[0])
+    assert dense is not None
+    assert dense.is_flat
+    if found is None:
+        return
+    batch, rows, columns = found.sizes
+    for tensor, (batch_step, row_step, column_step) in zip(tensors, found.strides, strict=True):
+        offsets = torch.arange(tensor.untyped_storage().nbytes() // 4).as_strided(tensor.shape, tensor.stride())
+        expected = offsets.permute(found.order).flatten().tolist()
+        steps = product(range(batch), range(rows), range(columns))
+        assert expected == [b * batch_step + r * row_step + c * column_step for b, r, c in steps]
+        assert column_step in (0, 1)
+
+
+# How a tensor of [2, 3, 4, 5] is merged with another one beside it.
+MERGED: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], tuple[int, int, int] | None]] = [
+    (lambda x: x, lambda x: x, (1, 1, 120)),
+    (lambda x: x, lambda x: x[:, :, :1, :1].contiguous().expand_as(x), (1, 6, 20)),
+    (lambda x: x, lambda x: x[:1, :1].expand_as(x), (1, 6, 20)),
+    (lambda x: x, lambda x: x[:, :1].expand_as(x), (2, 3, 20)),
+    (lambda x: x, lambda x: x[:1, :, :1, :1].expand_as(x), (2, 3, 20)),
+    (lambda x: x, lambda x: x[:, :1, :, :1].expand_as(x), None),
+    (lambda x: x, lambda x: torch.cat([x, x], -1)[..., :5], (1, 24, 5)),
+    (lambda x: x, lambda x: torch.cat([x, x], 1)[:, :3], (1, 2, 60)),
+    (lambda x: x, lambda x: torch.stack([x, x], -1)[..., 0], None),
+    (lambda x: x.to(memory_format=torch.channels_last), lambda x: x, None),
+    (
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x[:, :, :1, :1].contiguous().expand_as(x),
+        (2, 20, 3),
+    ),
+]
+
+
+def test_frames_of_small_batches_are_refused() -> None:
+    """Where each batch is a tile too small to fill a program no kernel serves; a single one may have any size."""
+    x = torch.empty(2, 3, 5)
+    assert _frame(x, x[:, :1].expand_as(x), smallest_tile=15) is not None
+    assert _frame(x, x[:, :1].expand_as(x), smallest_tile=16) is None
+    assert _frame(x, x[:1, :1].expand_as(x), smallest_tile=16) is not None
+
+
+def test_a_frame_is_found_once() -> None:
+    """The same operands get the same frame, by which prepared launches know them; others do not."""
+    shape, strides = (6, 16), ((16, 1), (0, 1))
+    assert frames.frame(shape, strides) is frames.frame(shape, strides)
+    assert frames.frame(shape, strides) != frames.frame((7, 16), strides)
+
+
+@pytest.mark.parametrize(("first", "second", "sizes"), MERGED)
+def test_frame_merges_all_it_can(
+    first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor], sizes: tuple[int, int, int] | None
+) -> None:
+    """Batches, rows and columns are the largest there are; no more than three dimensions, and no skipped element."""
+    x = torch.empty(2, 3, 4, 5)
+    found = _frame(first(x), second(x))
+    assert (found.sizes if found else None) == sizes
+
+
+def _addends(route: Route, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=generator).to(route.device, dtype) for _ in range(3))
+
+
+# A full tile of rows and columns and parts of one, whichever axis is summed; batches; one element.
+SHAPES = [(2, 40, 70), (2, 3, 2060), (1, 3, 2060), (3, 1, 1), (1, 64, 128)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("axis", [0, 1, None])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_sums(kernel_route: Route, shape: tuple[int, int, int], axis: int | None, dtype: torch.dtype) -> None:
+    """Every element is in one tile's sum, those past the end add nothing, though their σ is no zero; shapes are right.
+
+    Against float64, within 1e-6 of the sum of magnitudes; for float64 itself 2e-15 of it; and for bfloat16, whose σ is
+    made for a result of 8 bits, 1e-4.
+    """
+    x, gate, _ = _addends(kernel_route, dtype, shape)
+    # With gaps between rows and batches, so that nothing merges.
+    wide = torch.zeros(shape[0], shape[1] + 1, shape[2] + 1, dtype=dtype, device=x.device)
+    wide[:, : shape[1], : shape[2]] = x
+    x = wide[:, : shape[1], : shape[2]]
+    (of_x, of_gate), grad_out = (tensor.stride() for tensor in (x, gate)), torch.ones((), dtype=dtype, device=x.device)
+    layout = Frame(shape, ((of_x[0], of_x[1], of_x[2]), (of_gate[0], of_gate[1], of_gate[2])), (0, 1, 2))
+    formula = gate_formulas.sigmoid_gate_backward
+    sums = tiled.launch_tiled(formula, (grad_out,), (x, gate), (), layout, summed=2, axis=axis)
+    s, s_minus = sigmoid64(gate), sigmoid64(-gate)
+    assert len(sums) == 2
+    for total, exact in zip(sums, (s, x.double() * s * s_minus), strict=True):
+        assert total.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        over = (0, 1, 2) if axis is None else (1 + axis,)
+        if axis is None:
+            assert total.dim() == 1
+        else:
+            assert (total.shape[0], total.shape[2]) == (shape[0], shape[2 - axis])
+        kept = total.double().sum(None if axis is None else 1)
+        bound = {torch.bfloat16: 1e-4, torch.float32: 1e-6, torch.float64: 2e-15}[dtype] * exact.abs().sum(over)
+        assert bool(((kept - exact.sum(over)).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_sums_have_the_same_bits_every_time(kernel_route: Route, axis: int | None) -> None:
+    """The order of every addition is fixed."""
+    grad_out, x, gate = _addends(kernel_route, torch.float32, (1, 70, 130))
+    layout = Frame((1, 70, 130), ((0, 130, 1),) * 3, (0, 1, 2))
+    formula = gate_formulas.sigmoid_gate_backward
+    runs = [tiled.launch_tiled(formula, (), (grad_out, x, gate), (), layout, summed=2, axis=axis) for _ in range(3)]
+    for run in runs[1:]:
+        assert all(map(torch.equal, run, runs[0]))
+
+
+def test_scalars_and_outputs(kernel_route: Route) -> None:
+    """A scalar operand, which comes first, is one number for all; outputs are written beside the sums."""
+    _, x, gate = _addends(kernel_route, torch.float32, (1, 70, 130))
+    grad_out = torch.tensor(1.5, device=kernel_route.device)
+    grad_x = torch.full_like(x, torch.nan)
+    layout = Frame((1, 70, 130), ((0, 130, 1),) * 3, (0, 1, 2))
+    formula = gate_formulas.sigmoid_gate_backward
+    (sums,) = tiled.launch_tiled(formula, (grad_out,), (x, gate), (grad_x,), layout, summed=1, axis=1)
+    s, s_minus = sigmoid64(gate), sigmoid64(-gate)
+    torch.testing.assert_close(grad_x.double(), 1.5 * s, rtol=1e-6, atol=0)
+    exact = (1.5 * x.double() * s * s_minus).sum(2)
+    torch.testing.assert_close(sums.double().sum(1), exact, rtol=1e-5, atol=1e-5)
+
+
+def _launch(x: Tensor, gate: Tensor, formula: Any = gate_formulas.sigmoid_gate, **keywords: Any) -> None:
+    out = torch.empty_like(x)
+    layout = frames.frame(tuple(x.shape), tuple(tensor.stride() for tensor in (out, x, gate.expand_as(x))))
+    assert layout is not None
+    tiled.launch_tiled(formula, (), (x, gate.expand_as(x)), (out,), layout, **keywords)
+
+
+def test_compiles_once_for_each_kind(jit: FakeKernel) -> None:
+    """A second launch of one kind skips Triton's binding; whatever Triton would specialize on makes another kind."""
+    x, gate = torch.zeros(6, 16), torch.zeros(16)
+    for _ in range(3):
+        _launch(x, gate)
+    assert (len(jit.launched), [len(kernel.launched) for kernel in jit.compiled]) == (1, [2])
+    others: list[Callable[[], None]] = [
+        lambda: _launch(x, torch.zeros(6, 1)),
+        lambda: _launch(x, torch.zeros(6, 16)),
+        lambda: _launch(torch.zeros(6, 17), torch.zeros(17)),
+        lambda: _launch(x.bfloat16(), gate),
+        lambda: _launch(x, gate.bfloat16()),
+        lambda: _launch(x, torch.zeros(17)[1:]),
+        lambda: _launch(torch.zeros(6 * 16 + 1)[1:].view(6, 16), gate),
+        lambda: _launch(x, gate, gate_formulas.swiglu),
+        lambda: _launch(x, gate, constants=(1,)),
+        lambda: _launch(x, gate, summed=1, axis=0),
+        lambda: _launch(x, gate, summed=1, axis=1),
+    ]
+    for count, launch in enumerate(others, start=2):
+        launch()
+        assert len(jit.launched) == count
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (6, 16), (2049, 3), (3, 2049), (33, 65), (4096, 4096)], ids=str)
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_the_grid_covers_every_tile(jit: FakeKernel, shape: tuple[int, int], axis: int | None) -> None:
+    """As many programs as tiles fill the rows and columns; a tile has at most the elements of a block."""
+    keywords: dict[str, Any] = {"summed": 1, "axis": axis}
+    _launch(torch.empty(shape, device="cpu"), torch.empty(shape[0], 1), **keywords)
+    (launched,) = jit.launched
+    grid, *args = launched
+    rows, columns = args[-2:]
+    assert grid == (prod(-(-size // tile) for size, tile in zip(shape, (rows, columns), strict=True)), 1, 1)
+    assert rows * columns <= 2048
