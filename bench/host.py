@@ -85,6 +85,7 @@ def pieces(device: torch.device) -> dict[str, dict[str, Piece]]:
 def _launch_pieces(x: Tensor) -> dict[str, Piece]:
     from sigmoid_op.kernels import pointwise
     from sigmoid_op.kernels import sigmoid as formulas
+    from sigmoid_op.kernels.launch import FP_FUSION, NUM_WARPS
     from sigmoid_op.kernels.sigmoid import launch_sigmoid
 
     out = torch.empty_like(x)
@@ -92,7 +93,7 @@ def _launch_pieces(x: Tensor) -> dict[str, Piece]:
     kernel = pointwise.pointwise_kernel[(1, 1, 1)]
 
     def by_triton(x: Tensor) -> None:
-        kernel((), (x,), (out,), n, None, formulas.sigmoid, (), size, num_warps=4)
+        kernel((), (x,), (out,), n, None, formulas.sigmoid, (), size, num_warps=NUM_WARPS, enable_fp_fusion=FP_FUSION)
 
     def guarded(x: Tensor) -> None:
         with torch.cuda.device(x.device):

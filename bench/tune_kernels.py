@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sigmoid_op.kernels.intrinsics import round_to
+from sigmoid_op.kernels.launch import FP_FUSION
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,11 @@ def launch(variant: Variant, formula: Any, inputs: Sequence[Tensor], output: Ten
         tuple(inputs), (output,), n_elements, formula, variant.block_size, variant.load, variant.store,
         bool(variant.persistent),
     )  # fmt: skip
+    options = {"num_warps": variant.num_warps, "enable_fp_fusion": FP_FUSION}
     if warmup:
-        tuned_kernel.warmup(*arguments, grid=(blocks, 1, 1), num_warps=variant.num_warps)
+        tuned_kernel.warmup(*arguments, grid=(blocks, 1, 1), **options)
     else:
-        tuned_kernel[(blocks, 1, 1)](*arguments, num_warps=variant.num_warps)
+        tuned_kernel[(blocks, 1, 1)](*arguments, **options)
 
 
 def _multiprocessors(device: torch.device) -> int:

@@ -7,6 +7,8 @@ import torch
 from triton import knobs
 
 NUM_WARPS = 4
+# Said in every compilation: Triton's default is the user's to change, and a formula's digits must not change with it.
+FP_FUSION = True
 
 INTERPRETED: bool = knobs.runtime.interpret
 
@@ -38,6 +40,6 @@ def launch_prepared(
         if prepared is None:
             if len(_prepared) >= LIMIT:
                 _prepared.clear()
-            _prepared[key] = kernel[grid](*args, num_warps=NUM_WARPS, maxnreg=max_registers)
+            _prepared[key] = kernel[grid](*args, num_warps=NUM_WARPS, maxnreg=max_registers, enable_fp_fusion=FP_FUSION)
         else:
             prepared[grid](*args)

@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.codegen.compile import TARGETS, compiling_for
 from sigmoid_op import dispatch, logsigmoid, sigmoid, sigmoid_
 from sigmoid_op.kernels import pointwise, tiled
-from sigmoid_op.kernels.launch import NUM_WARPS
+from sigmoid_op.kernels.launch import FP_FUSION, NUM_WARPS
 from tests.losses import LOSSES, REDUCTIONS
 from tests.members import MEMBERS
 
@@ -30,7 +30,7 @@ def compile_only(
     max_registers: int | None = None,
 ) -> None:
     """What ``launch_prepared`` does at first, up to the launch: the results stay as they were allocated."""
-    kernel.warmup(*args, grid=grid, num_warps=NUM_WARPS, maxnreg=max_registers)
+    kernel.warmup(*args, grid=grid, num_warps=NUM_WARPS, maxnreg=max_registers, enable_fp_fusion=FP_FUSION)
     compiled.add(key[0].__name__)
 
 

@@ -12,9 +12,9 @@ class FakeKernel:
         self.launched: list[tuple[Any, ...]] = []
 
     def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., "FakeKernel"]:
-        def run(*args: Any, num_warps: int = 0, maxnreg: int | None = None) -> FakeKernel:
+        def run(*args: Any, **options: Any) -> FakeKernel:
             self.launched.append((grid, *args))
-            if num_warps:
+            if options:
                 self.compiled.append(FakeKernel())
                 return self.compiled[-1]
             return self

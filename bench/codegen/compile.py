@@ -14,7 +14,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
 from bench.codegen.catalogue import Kernel, TiledKernel
-from sigmoid_op.kernels.launch import INTERPRETED, NUM_WARPS
+from sigmoid_op.kernels.launch import FP_FUSION, INTERPRETED, NUM_WARPS
 
 TARGETS: dict[str, GPUTarget] = {f"sm_{cc}": GPUTarget("cuda", cc, 32) for cc in (80, 89, 90, 100, 120)}
 TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)
@@ -61,7 +61,7 @@ def compiling_for(target: GPUTarget) -> Iterator[None]:
 
 def compile_kernel(kernel: Kernel | TiledKernel, dtype: torch.dtype, target: GPUTarget) -> CompiledKernel:
     """What a launcher would compile on ``target`` for operands of ``dtype``."""
-    options: dict[str, Any] = {"num_warps": NUM_WARPS}
+    options: dict[str, Any] = {"num_warps": NUM_WARPS, "enable_fp_fusion": FP_FUSION}
     if target.backend == "cuda":
         options["maxnreg"] = kernel.max_registers(dtype)
     with compiling_for(target):
