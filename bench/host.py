@@ -1,171 +1,196 @@
-"""Where the host time of a call goes: the wrapper, the Function, the launch, piece by piece, at 16 elements.
+"""Measure the host time of every op: without gradients, forward with them, and forward and backward, at 16 elements.
 
-All pieces are timed in turn, round by round, on one thread, as a loop of calls ``function(argument)``. On CUDA the loop
-ends with a synchronization: the device is faster than the host at this size, so what is seen is the host.
+In units of torch.sigmoid on 16 CPU elements, each sample over one of the same round, beside PyTorch's eager form. On
+CUDA the launches are real, and the device is faster than the host at this size. On a CPU Triton's real runtime compiles
+and launches, by a driver whose launches cost nothing ("kernel"); and the same calls are timed as they are there, where
+PyTorch's operators run ("wrapper"). Then sigmoid by each way to use the library. About a minute, and another one for
+the compiler when run for the first time.
 """
 
 import argparse
-import random
+import json
+import os
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
-from torch import Tensor
-from torch.autograd import Function
+from torch import nn
+from torch.utils.benchmark import Timer
 
-from bench.environment import environment
-from bench.options import add_device_and_out, choose_device, output_folder, positive
+from bench.environment import ROOT, environment
+from bench.ops import OPS, Form, Operands, kernels_from
+from bench.options import add_device_and_out, choose_device, elements, output_folder, positive
 from bench.report import output_console
-from bench.results import Spread, write
-from bench.side_by_side import one_thread
-from sigmoid_op import SigmoidFunction, dispatch, sigmoid
+from bench.results import write
+from bench.timing import Effort, Sampler, interleave
+from sigmoid_op import convert, dispatch, enable, sigmoid
 
-ELEMENTS = 16
-LARGE = 65536
-ROUNDS = 100
-Piece = tuple[Callable[[Any], Any], Any]  # a function and its argument
-
-
-class WithCtx(Function):
-    """The least a Function costs: ``forward`` takes ``ctx``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        out = torch.sigmoid(x)
-        ctx.save_for_backward(out)
-        return out
+ELEMENTS, ROUNDS = 16, 60
+SAMPLE_NS = 200_000
+MODES = "no grad", "forward with grad", "forward + backward"
+UNIT = "torch.sigmoid on 16 CPU elements"
+WAYS = "sigmoid, by way"
+Groups = list[dict[str, Any]]  # of each op and mode the samples, in nanoseconds a call
 
 
-class WithSetupContext(Function):
-    """The form that torch.func needs, with the ``apply`` it comes with."""
+def sampler(form: Form, operands: Operands, n_gradients: int, mode: str) -> Sampler:
+    """Calls of ``form`` in a loop, for a fifth of a millisecond. ``torch.utils.benchmark`` synchronizes a GPU."""
+    leaves = [x.detach().requires_grad_(mode != MODES[0]) for x in operands[:n_gradients]]
+    names = {f"x{i}": x for i, x in enumerate((*leaves, *operands[n_gradients:]))}
+    statement = f"form({', '.join(names)})"
+    scope: dict[str, Any] = {"form": form, **names}
+    if mode == MODES[2]:
+        scope |= {"grad": torch.autograd.grad, "leaves": leaves, "grad_out": torch.ones_like(form(*names.values()))}
+        statement = f"grad({statement}, leaves, grad_out)"
+    timer = Timer(statement, globals=scope)
+    timer.timeit(20)
+    n_calls = max(3, round(SAMPLE_NS / (timer.timeit(20).mean * 1e9)))
+    return lambda: timer.timeit(n_calls).mean * 1e9
 
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return torch.sigmoid(x)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output)
+def measure(groups: Groups, route: str, device: torch.device, n_elements: int, rounds: int) -> None:
+    """Add the samples of every op and mode to ``groups``, one after the other, until interrupted."""
+    unit = sampler(torch.sigmoid, (torch.randn(ELEMENTS),), 1, MODES[0])
+    for row in OPS:
+        operands = row.operands(n_elements, torch.float32, device)
+        for mode in MODES:
+            forms = {"ours": row.ours, "torch": row.pytorch}
+            samplers = {name: sampler(form, operands, row.n_gradients, mode) for name, form in forms.items()}
+            samples = interleave({"unit": unit, **samplers}, Effort(0, rounds, rounds))
+            groups.append({"op": row.name, "mode": mode, "route": route, "samples_ns": samples})
 
 
-def pieces(device: torch.device) -> dict[str, dict[str, Piece]]:
-    """What is timed, by group; the first of each group is what the others are compared with."""
-    x = torch.randn(ELEMENTS, device=device)
-    leaf = torch.randn(ELEMENTS, device=device, requires_grad=True)
-    large = torch.randn(LARGE, device=device)
-    grad_out = torch.ones(ELEMENTS, device=device)
-
-    def forward_backward(function: Callable[[Tensor], Tensor]) -> Piece:
-        return lambda x: torch.autograd.grad(function(x), x, grad_out), leaf
-
-    groups: dict[str, dict[str, Piece]] = {
-        f"{ELEMENTS} elements": {"torch.sigmoid": (torch.sigmoid, x), "sigmoid": (sigmoid, x)},
-        f"{ELEMENTS} elements, with grad": {
-            "torch.sigmoid": (torch.sigmoid, leaf),
-            "sigmoid": (sigmoid, leaf),
-            "SigmoidFunction.apply": (SigmoidFunction.apply, leaf),
-            "a Function with ctx": (WithCtx.apply, leaf),
-            "a Function with setup_context": (WithSetupContext.apply, leaf),
-        },
-        f"{ELEMENTS} elements, forward + backward": {
-            "torch.sigmoid": forward_backward(torch.sigmoid),
-            "sigmoid": forward_backward(sigmoid),
-            "SigmoidFunction.apply": forward_backward(SigmoidFunction.apply),
-        },
-        f"{LARGE} elements": {"torch.sigmoid": (torch.sigmoid, large), "sigmoid": (sigmoid, large)},
+def measure_ways(groups: Groups, device: torch.device, n_elements: int, rounds: int) -> None:
+    """The same of ``sigmoid`` below its threshold, by each way to use the library: what asking costs."""
+    converted = nn.Sigmoid()
+    convert(converted)
+    ways: dict[str, tuple[Form, bool]] = {
+        "torch.sigmoid": (torch.sigmoid, False),
+        "sigmoid": (sigmoid, False),
+        "torch.sigmoid under enable()": (torch.sigmoid, True),
+        "nn.Sigmoid": (nn.Sigmoid(), False),
+        "nn.Sigmoid after convert()": (converted, False),
     }
-    if device.type == "cuda":
-        groups["parts of a launch"] = _launch_pieces(x)
-    return groups
+    x = (torch.randn(n_elements, device=device),)
+
+    def under(enabled: bool, sample: Sampler) -> Sampler:
+        def sample_as_claimed() -> float:
+            with enable() if enabled else nullcontext():
+                if ("override.py" in torch._C._dispatch_dump("aten::sigmoid")) is not enabled:
+                    raise RuntimeError("PyTorch's operator table is not what is to be timed")
+                return sample()
+
+        return sample_as_claimed
+
+    for mode in MODES:
+        samplers = {name: under(enabled, sampler(form, x, 1, mode)) for name, (form, enabled) in ways.items()}
+        with kernels_from(n_elements + 1):
+            samples = interleave(samplers, Effort(0, rounds, rounds))
+        groups.append({"op": WAYS, "mode": mode, "route": "kernel", "samples_ns": samples})
 
 
-def _launch_pieces(x: Tensor) -> dict[str, Piece]:
-    from sigmoid_op.kernels import pointwise
-    from sigmoid_op.kernels import sigmoid as formulas
-    from sigmoid_op.kernels.launch import FP_FUSION, NUM_WARPS
-    from sigmoid_op.kernels.sigmoid import launch_sigmoid
-
-    out = torch.empty_like(x)
-    n, size = x.numel(), pointwise.BLOCK_SIZES[x.element_size()]
-    kernel = pointwise.pointwise_kernel[(1, 1, 1)]
-
-    def by_triton(x: Tensor) -> None:
-        kernel((), (x,), (out,), n, None, formulas.sigmoid, (), size, num_warps=NUM_WARPS, enable_fp_fusion=FP_FUSION)
-
-    def guarded(x: Tensor) -> None:
-        with torch.cuda.device(x.device):
-            pass
-
-    return {
-        "torch.sigmoid": (torch.sigmoid, x),
-        "launch_sigmoid: our launch and its output": (launch_sigmoid, x),
-        "our launch alone": (lambda x: pointwise.launch(formulas.sigmoid, (), (x,), (out,)), x),
-        "Triton's own launch": (by_triton, x),
-        "empty_like": (torch.empty_like, x),
-        "device guard": (guarded, x),
-        "dispatch.supported": (dispatch.supported, x),
-    }
+def on_kernels(device: torch.device, n_elements: int, rounds: int) -> tuple[Groups, bool]:
+    """The groups that run our kernels, and whether all of them are there: an interrupt keeps those that are done."""
+    groups: Groups = []
+    try:
+        with kernels_from(0):
+            measure(groups, "kernel", device, n_elements, rounds)
+            measure_ways(groups, device, n_elements, rounds)
+    except KeyboardInterrupt:
+        return groups, False
+    return groups, True
 
 
-def measure(device: torch.device, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Microseconds a call, a sample a round."""
-    samples: dict[str, dict[str, list[float]]] = {}
-    order = random.Random(0)  # each round in another order, so that nobody always comes after the same
-    for group, calls in pieces(device).items():
-        # On CUDA a sample is long enough for the synchronization at its end, some 10 us, to be a hundredth of it.
-        seconds = 1e-3 if device.type == "cuda" else 2e-4
-        repeats = {name: _repeats(piece, device, seconds) for name, piece in calls.items()}
-        samples[group] = {name: [] for name in calls}
-        for _ in range(rounds):
-            for name, piece in order.sample(list(calls.items()), len(calls)):
-                samples[group][name].append(_sample(piece, repeats[name], device))
-    return samples
-
-
-def _repeats(piece: Piece, device: torch.device, seconds: float) -> int:
-    """Calls that fill a sample, after a warm-up."""
-    _sample(piece, 20, device)
-    return max(3, round(seconds / (_sample(piece, 20, device) * 1e-6)))
-
-
-def _sample(piece: Piece, repeats: int, device: torch.device) -> float:
-    function, argument = piece
-    start = time.perf_counter_ns()
-    for _ in range(repeats):
-        function(argument)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter_ns() - start) / repeats / 1e3
+def with_free_launches(n_elements: int, rounds: int) -> tuple[Groups, bool]:
+    """:func:`on_kernels` in a process whose launches cost nothing."""
+    program = (
+        "from bench import free_launches; free_launches.install(); import json, torch; from bench import host; "
+        f"print(json.dumps(host.on_kernels(torch.device('cpu'), {n_elements}, {rounds})))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            printed = process.communicate()[0]
+        except KeyboardInterrupt:  # which the other process got, too, and prints what it has
+            printed = process.communicate()[0]
+    if not printed:
+        return [], False
+    groups, complete = json.loads(printed.splitlines()[-1])
+    return groups, complete
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_and_out(parser)
-    parser.add_argument("--rounds", type=positive, default=ROUNDS, help=f"samples of each piece (default {ROUNDS})")
+    parser.add_argument("--elements", type=elements, default=ELEMENTS, help="such as 16 or 2^20 (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=ROUNDS, help="samples of each (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
+    """The command: 0, or 130 when interrupted. Without Triton the kernels are left out."""
     device = choose_device(args.device)
-    with one_thread():
-        where = environment(device)
-        samples = measure(device, args.rounds)
-    table = Table(title=f"Host time of a call, {where['device']}")
-    for column in ("", "median µs", "p20 to p80", "ratio to the first"):
-        table.add_column(column, justify="right" if column else "left")
-    for group, calls in samples.items():
-        table.add_section()
-        table.add_row(f"[bold]{group}")
-        first = next(iter(calls.values()))
-        for name, times in calls.items():
-            time_us = Spread.of(times)
-            ratio = statistics.median(ours / theirs for ours, theirs in zip(times, first, strict=True))
-            spread = f"{time_us.p20:.2f} to {time_us.p80:.2f}"
-            table.add_row(f"  {name}", f"{time_us.median:.2f}", spread, f"{ratio:.3f}")
+    folder = output_folder(args.out, device)
+    groups: Groups = []
+    complete = False
+    with suppress(KeyboardInterrupt):
+        if device.type == "cuda":
+            groups, complete = on_kernels(device, args.elements, args.rounds)
+        else:
+            measure(groups, "wrapper", device, args.elements, args.rounds)
+            complete = not dispatch.HAS_TRITON
+            if dispatch.HAS_TRITON:
+                of_kernels, complete = with_free_launches(args.elements, args.rounds)
+                groups = of_kernels + groups
+    status = "complete" if complete else "interrupted"
+    where = environment(device)
+    write(folder / "host.json", "host", where, status=status, n_elements=args.elements, groups=groups)
+    show(json.loads((folder / "host.json").read_text()), folder)
+    print(f"Results in {folder} ({status}): host.json")
+    return 0 if complete else 130
+
+
+def show(record: dict[str, Any], folder: Path) -> None:
+    """Print the tables of a host.json."""
     console = output_console()
-    console.print(table)
-    path = output_folder(args.out, device) / "host.json"
-    write(path, "host", where, samples_us=samples)
-    console.print(f"Results in {path.parent}: host.json", soft_wrap=True, highlight=False)
-    return 0
+    groups = record["groups"]
+    unit_ns = statistics.median(ns for g in groups for ns in g["samples_ns"].get("unit", ()))
+    for route in dict.fromkeys(group["route"] for group in groups):
+        launches = "real" if record["environment"]["device_type"] == "cuda" else "free"
+        title = {"kernel": f"kernels, launches {launches}", "wrapper": "plain CPU tensors, PyTorch's operators"}[route]
+        table = Table(
+            title=f"Host time of a call of {record['n_elements']} elements: {title}", title_justify="left",
+            caption=f"ours / PyTorch's, in units of {UNIT}: {unit_ns / 1e3:.2f} µs", caption_justify="left",
+        )  # fmt: skip
+        table.add_column("op")
+        for mode in MODES:
+            table.add_column(mode, justify="right")
+        of_route = {(g["op"], g["mode"]): g["samples_ns"] for g in groups if g["route"] == route and g["op"] != WAYS}
+        for op in dict.fromkeys(op for op, _ in of_route):
+            table.add_row(op, *(_cell(of_route.get((op, mode))) for mode in MODES))
+        console.print(table)
+    ways = {group["mode"]: group["samples_ns"] for group in groups if group["op"] == WAYS}
+    if ways:
+        table = Table(title="sigmoid below its threshold, by way: time over PyTorch's own", title_justify="left")
+        for heading in ("way", *ways):
+            table.add_column(heading, justify="left" if heading == "way" else "right")
+        for name in next(iter(ways.values())):
+            base = "nn.Sigmoid" if name.startswith("nn.") else "torch.sigmoid"
+            table.add_row(name, *(f"{ratio(of_mode[name], of_mode[base]):.2f}" for of_mode in ways.values()))
+        console.print(table)
+
+
+def ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    """The median of the quotients, taken round by round."""
+    return statistics.median(a / b for a, b in zip(times, others, strict=True))
+
+
+def _cell(samples: dict[str, list[float]] | None) -> str:
+    if samples is None:
+        return ""
+    return " / ".join(f"{ratio(samples[name], samples['unit']):.1f}" for name in ("ours", "torch"))
