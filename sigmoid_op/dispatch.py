@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
-from torch.utils._device import DeviceContext
+
+from sigmoid_op import _torch
 
 HAS_TRITON: bool = find_spec("triton") is not None
 
@@ -23,7 +24,7 @@ INTERPRETED: bool = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "").lower(
 # Whether any tensor could take a kernel in this process. Where none can, a call pays for nothing but this: on the CPU
 # build of PyTorch that keeps sigmoid() within 1.2 of torch.sigmoid at 16 elements (python -m bench host).
 # Not on AMD: the kernels compile for it (python -m bench codegen), but the error of its 2^x and 1/x is not bounded.
-AVAILABLE: bool = INTERPRETED or (HAS_TRITON and torch.version.cuda is not None)
+AVAILABLE: bool = not _torch.MISSING and (INTERPRETED or (HAS_TRITON and torch.version.cuda is not None))
 
 
 def _min_elements() -> int:
@@ -44,7 +45,7 @@ HALF_DTYPES: frozenset[torch.dtype] = frozenset({torch.float16, torch.bfloat16})
 KERNEL_DTYPES: frozenset[torch.dtype] = HALF_DTYPES | {torch.float32, torch.float64}
 
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
-_is_tracing = torch._C._is_tracing
+_is_tracing = _torch.is_tracing
 
 
 def worthwhile(x: Tensor) -> bool:
@@ -83,7 +84,7 @@ def fuses(first: Tensor, *others: Tensor) -> bool:
 
 def in_forward_mode() -> bool:
     """Whether tensors may carry tangents, which a kernel would lose."""
-    return forward_ad._current_level >= 0
+    return _torch.forward_ad_level() >= 0
 
 
 def _has_tangent(x: Tensor) -> bool:
@@ -124,29 +125,23 @@ def is_ordinary(x: Tensor) -> bool:
         and not x.is_nested
         and not x.is_neg()
         and not x._is_zerotensor()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and not torch._C._functorch.is_legacy_batchedtensor(x)
+        and not _torch.is_functorch_wrapped(x)
+        and not _torch.is_legacy_batched(x)
     )
 
 
 def _called_eagerly() -> bool:
     """Neither a compiler nor a transform is at work: they must see ``aten::sigmoid``, not a kernel of ours."""
     return not (
-        torch.compiler.is_compiling() or _is_tracing() or torch._C._are_functorch_transforms_active()
+        torch.compiler.is_compiling() or _is_tracing() or _torch.functorch_active()
     )  # fmt: skip
 
 
 def is_watched(x: Tensor) -> bool:
-    """Whether a mode is to see each operator.
-
-    Not that of ``torch.set_default_device``: it is about new tensors.
-    """
-    if torch._C._len_torch_dispatch_stack():
+    """Whether a mode is to see each operator."""
+    if _torch.dispatch_mode_depth():
         return True
-    if not torch.overrides.has_torch_function_unary(x):
-        return False
-    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return any(type(mode) is not DeviceContext for mode in modes)
+    return torch.overrides.has_torch_function_unary(x) and _torch.function_mode_watches()
 
 
 def is_dense(x: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionMeta
 
-from sigmoid_op import dispatch
+from sigmoid_op import _torch, dispatch
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 REDUCTIONS = ("none", "mean", "sum")
@@ -36,9 +36,9 @@ class FastApplyFunction(Function, metaclass=_Traceable):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or any(map(torch._C._functorch.is_legacy_batchedtensor, args)):
+        if torch.compiler.is_compiling() or any(map(_torch.is_legacy_batched, args)):
             return cls.forward(*args)
-        if torch._C._are_functorch_transforms_active():
+        if _torch.functorch_active():
             return super().apply(*args)
         return super(Function, cls).apply(*args)  # type: ignore[misc]  # defined in C++
 

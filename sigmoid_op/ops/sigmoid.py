@@ -7,7 +7,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from sigmoid_op import dispatch
+from sigmoid_op import _torch, dispatch
 from sigmoid_op.ops.shared import (
     FastApplyFunction,
     GradientFunction,
@@ -113,11 +113,7 @@ def sigmoid_(input: Tensor) -> Tensor:
 
 def _watched_by_autograd(x: Tensor) -> bool:
     """Whether this call is differentiated: in reverse mode, in forward mode, or under a torch.func transform."""
-    return (
-        (x.requires_grad and torch.is_grad_enabled())
-        or dispatch.in_forward_mode()
-        or torch._C._are_functorch_transforms_active()
-    )
+    return (x.requires_grad and torch.is_grad_enabled()) or dispatch.in_forward_mode() or _torch.functorch_active()
 
 
 class SigmoidFunction(FastApplyFunction):

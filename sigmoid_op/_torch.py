@@ -1,0 +1,99 @@
+"""The names of PyTorch that it does not document, all of them, and what happens where a version lacks one.
+
+Without one that tells when a kernel may run, none runs: ``MISSING`` has its name, importing sigmoid_op warns, and
+PyTorch's own operators, right for everything, do the work. Most are C functions, bound as they are, because a call asks
+many. tests/pytorch/test_private_names.py says what each must mean.
+"""
+
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+MISSING: list[str] = []
+
+
+def _find(module: str, name: str, cautious: Any) -> Any:
+    """``module.name``; where this version has none, ``cautious``, an answer with which all goes on being right."""
+    try:
+        return attrgetter(name)(import_module(module))
+    except (ImportError, AttributeError):
+        MISSING.append(f"{module}.{name}")
+        return cautious
+
+
+def _yes(*_: object) -> bool:
+    return True
+
+
+# Whether a transform of torch.func is active in this thread.
+functorch_active: Callable[[], bool] = _find("torch._C", "_are_functorch_transforms_active", _yes)
+
+# Whether torch.func, or the older vmap of batched gradients, has wrapped this. Wrapped tensors outlive their transform.
+is_functorch_wrapped: Callable[[Tensor], bool] = _find("torch._C", "_functorch.is_functorch_wrapped_tensor", _yes)
+is_legacy_batched: Callable[[Any], bool] = _find("torch._C", "_functorch.is_legacy_batchedtensor", _yes)
+
+# Whether torch.jit.trace is recording.
+is_tracing: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)
+
+# How many modes of this thread are to see each operator, and each call of a torch function.
+dispatch_mode_depth: Callable[[], int] = _find("torch._C", "_len_torch_dispatch_stack", lambda: 1)
+function_mode_depth: Callable[[], int] = _find("torch._C", "_len_torch_function_stack", lambda: 1)
+
+_function_modes = _find("torch.overrides", "_get_current_function_mode_stack", lambda: [None])
+_device_mode = _find("torch.utils._device", "DeviceContext", None)
+
+
+def function_mode_watches() -> bool:
+    """Whether a mode is to see each torch function, other than that of ``torch.set_default_device``.
+
+    That one is about new tensors.
+    """
+    return function_mode_depth() > 0 and any(type(mode) is not _device_mode for mode in _function_modes())
+
+
+class _AllKeys:
+    @staticmethod
+    def raw_repr() -> int:
+        return -1  # no tensor has every key
+
+
+_keys_of = _find("torch._C", "_dispatch_keys", lambda _: _AllKeys)
+if not hasattr(torch._C.DispatchKeySet, "raw_repr"):
+    MISSING.append("torch._C.DispatchKeySet.raw_repr")
+    _keys_of = lambda _: _AllKeys  # noqa: E731 - a second value for one name
+
+
+def dispatch_keys(x: Tensor) -> int:
+    """The dispatch keys of a tensor, as a bit set: equal for tensors that the dispatcher treats alike.
+
+    Which bit is which key differs between versions: compare with the keys of a tensor of known kind.
+    """
+    keys: int = _keys_of(x).raw_repr()
+    return keys
+
+
+if hasattr(forward_ad, "_current_level"):
+
+    def forward_ad_level() -> int:
+        """The level of forward-mode differentiation: -1 outside of it."""
+        return forward_ad._current_level
+
+else:
+    MISSING.append("torch.autograd.forward_ad._current_level")
+
+    def forward_ad_level() -> int:
+        return 0
+
+
+if MISSING:
+    warnings.warn(
+        f"PyTorch {torch.__version__} lacks {', '.join(MISSING)}, by which sigmoid_op tells when a kernel may run: "
+        "all calls go to PyTorch's own operators",
+        stacklevel=2,
+    )
