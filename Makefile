@@ -19,10 +19,10 @@ test: $(VENV)/installed
 gpu:
 	$(GPU_PYTHON) -m bench gpu $(ARGS)
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info bench/out
+	rm -rf $(VENV) .editable build dist *.egg-info bench/out

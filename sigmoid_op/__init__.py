@@ -11,7 +11,7 @@ from sigmoid_op.ops.silu import SiLU, silu
 from sigmoid_op.ops.swiglu import SwiGLU, swiglu
 from sigmoid_op.override import enable
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "GLU",
