@@ -39,7 +39,7 @@ def _fma_of_parts(a, b, c):
     total = product + c
     addend = total - product
     total_error = (product - (total - addend)) + (c - addend)
-    return total + (total_error + product_error)
+    return tl.where(tl.abs(total) < float("inf"), total + (total_error + product_error), total)
 
 
 @triton.jit

@@ -22,7 +22,7 @@ from torch import Tensor
 from .elementwise import frame_of, write, write_gradient
 from .intrinsics import exp2_approx, fma, widen
 from .pointwise import empty_output
-from .scalar import softplus, tail
+from .scalar import log1p_exp, softplus, tail
 from .tiled import launch_tiled
 
 Constants = tuple[Any, ...]
@@ -34,7 +34,7 @@ def logsigmoid(args):
     (x,) = args
     wide: tl.constexpr = x.dtype.primitive_bitwidth > 16
     x = widen(x)
-    return (tl.minimum(x, 0.0) - softplus(tail(x, wide), wide),)
+    return (tl.minimum(x, 0.0) - log1p_exp(x, wide),)
 
 
 @triton.jit
@@ -54,6 +54,12 @@ def _shares(x, positive, negative):
 
 
 @triton.jit
+def _counted(x, against):
+    """x, or 0 where nothing speaks against its sign: an infinite x that is right has the loss 0 rather than NaN."""
+    return tl.where(against == 0, 0.0, x)
+
+
+@triton.jit
 def bce(args, constants: tl.constexpr):
     """loss = weight · (against·|x| + (against + agreeing)·log(1 + e^-|x|)), in which no digits cancel
 
@@ -64,15 +70,18 @@ def bce(args, constants: tl.constexpr):
     has_pos_weight: tl.constexpr = constants[1]
     wide: tl.constexpr = constants[2]
     x, y = widen(args[0]), widen(args[1])
-    loss = softplus(tail(x, wide), wide)
-    positive = y
+    loss = log1p_exp(x, wide)
     if has_pos_weight:
         positive = widen(args[2 + has_weight]) * y
         loss = loss * (positive + (1.0 - y))
-    loss = fma(tl.abs(x), tl.where(x < 0, positive, 1.0 - y), loss)
+        signed = tl.where(x < 0, -1.0 * positive, 1.0 - y)
+    else:
+        signed = tl.where(x < 0, 0.0, 1.0) - y
     if has_weight:
-        loss = loss * widen(args[2])
-    return (loss,)
+        weight = widen(args[2])
+        signed = signed * weight
+        loss = loss * weight
+    return (fma(_counted(x, signed), signed, loss),)  # against·|x|, as both or neither have the sign of x
 
 
 @triton.jit
@@ -80,20 +89,21 @@ def bce_backward(args, constants: tl.constexpr):
     """grad_in = grad_out · weight · sign(x) · (against·(1 - t) - agreeing·t)
 
     That is (1 - y)·σ(x) - pos_weight·y·σ(-x). ``args`` are grad_out, x, y, and weight and pos_weight where the
-    constants (has_weight, has_pos_weight) say so.
+    constants (has_weight, has_pos_weight) say so. Without pos_weight the parts add up to 1, and the slope is
+    against - t.
     """
     has_weight: tl.constexpr = constants[0]
     has_pos_weight: tl.constexpr = constants[1]
     wide: tl.constexpr = args[1].dtype.primitive_bitwidth > 16
     grad_out, x, y = widen(args[0]), widen(args[1]), widen(args[2])
-    positive = y
-    if has_pos_weight:
-        positive = widen(args[3 + has_weight]) * y
     if has_weight:
         grad_out = grad_out * widen(args[3])
     t = tail(x, wide)
-    against, agreeing = _shares(x, positive, 1.0 - y)
-    slope = fma(against, 1.0 - t, -1.0 * agreeing * t)
+    if has_pos_weight:
+        against, agreeing = _shares(x, widen(args[3 + has_weight]) * y, 1.0 - y)
+        slope = fma(against, 1.0 - t, -1.0 * agreeing * t)
+    else:
+        slope = tl.where(x < 0, y, 1.0 - y) - t
     return (grad_out * tl.where(x < 0, -1.0 * slope, slope),)
 
 
@@ -105,7 +115,7 @@ def _halves(exponent):
 
 @triton.jit
 def _times_power(value, base, exponent: tl.constexpr):
-    """value · base^exponent: by products and a root up to 4.5; else by logarithms, with NaN of a negative base."""
+    """value · base^exponent: by products and a root up to 4.5, else by logarithms; a whole power of any base."""
     halves: tl.constexpr = _halves(exponent)
     if halves >= 0:
         for _ in tl.static_range(halves // 2):
@@ -113,21 +123,40 @@ def _times_power(value, base, exponent: tl.constexpr):
         if halves % 2 == 1:
             value = value * tl.sqrt(base)
         return value
-    elif base.dtype == tl.float64:
+    if exponent % 1 == 0:
+        if exponent % 2 == 1:
+            value = tl.where(base < 0, -1.0 * value, value)
+        base = tl.abs(base)
+    if base.dtype == tl.float64:
         return value * tl.exp2(tl.log2(base) * exponent)
     else:
         return value * exp2_approx(tl.log2(base) * exponent)
 
 
+@triton.constexpr_function
+def _is_exact(alpha):
+    """Whether α, 1 - α and 2α - 1 are numbers of 20 bits after the point, as 1/4 is."""
+    return alpha * 2**20 == int(alpha * 2**20)
+
+
 @triton.jit
 def _balance(y, alpha: tl.constexpr):
     """α_t = α·y + (1 - α)·(1 - y)"""
-    return y * alpha + (1.0 - y) * (1.0 - alpha)
+    if _is_exact(alpha):
+        return fma(y, 2.0 * alpha - 1.0, 1.0 - alpha)
+    else:
+        return y * alpha + (1.0 - y) * (1.0 - alpha)
+
+
+@triton.jit
+def _missed(against, t):
+    """m = 1 - p_t = against·(1 - t) + (1 - against)·t, exact where a label is hard"""
+    return fma(against, 1.0 - t, fma(-1.0 * against, t, t))
 
 
 @triton.jit
 def focal(args, constants: tl.constexpr):
-    """loss = α_t · m^γ · cross entropy, with m = 1 - p_t = against·(1 - t) + agreeing·t
+    """loss = α_t · m^γ · cross entropy, with m = 1 - p_t
 
     The parts of the target are y and 1 - y. The constants are (alpha, gamma, wide); a negative alpha is none.
     """
@@ -136,9 +165,12 @@ def focal(args, constants: tl.constexpr):
     wide: tl.constexpr = constants[2]
     x, y = widen(args[0]), widen(args[1])
     t = tail(x, wide)
-    against, agreeing = _shares(x, y, 1.0 - y)
-    cross_entropy = fma(tl.abs(x), against, softplus(t, wide))
-    loss = _times_power(cross_entropy, fma(agreeing, t, against * (1.0 - t)), gamma)
+    against = tl.where(x < 0, y, 1.0 - y)
+    counting = against
+    if alpha == 0 or alpha == 1:  # half of the labels count for nothing, however wrong the logit
+        counting = against * _balance(y, alpha)
+    cross_entropy = fma(_counted(tl.abs(x), counting), against, softplus(t, wide))
+    loss = _times_power(cross_entropy, _missed(against, t), gamma)
     if alpha >= 0:
         loss = loss * _balance(y, alpha)
     return (loss,)
@@ -146,27 +178,27 @@ def focal(args, constants: tl.constexpr):
 
 @triton.jit
 def focal_backward(args, constants: tl.constexpr):
-    """grad_in = grad_out · α_t · sign(x) · m^(γ - 1) · (m·(u - v) + γ·(against - agreeing)·t·(1 - t)·cross entropy)
+    """grad_in = grad_out · α_t · sign(x) · m^(γ - 1) · (m·(against - t) + γ·(2·against - 1)·t·(1 - t)·cross entropy)
 
-    with u = against·(1 - t), v = agreeing·t and m = u + v. Where y is 0 or 1 no digits cancel. The constants are
-    (alpha, gamma).
+    with m = 1 - p_t. Where y is 0 or 1 no digits cancel. The constants are (alpha, gamma).
     """
     alpha: tl.constexpr = constants[0]
     gamma: tl.constexpr = constants[1]
     wide: tl.constexpr = args[1].dtype.primitive_bitwidth > 16
     grad_out, x, y = widen(args[0]), widen(args[1]), widen(args[2])
     t = tail(x, wide)
-    against, agreeing = _shares(x, y, 1.0 - y)
-    u, v = against * (1.0 - t), agreeing * t
-    m = u + v
-    slope = u - v
+    against = tl.where(x < 0, y, 1.0 - y)
+    slope = against - t
     if gamma != 0:
-        pull = (against - agreeing) * gamma
-        cross_entropy = fma(tl.abs(x), against, softplus(t, wide))
+        m = _missed(against, t)
+        pull = fma(against, 2.0 * gamma, -1.0 * gamma)
+        # t is 0 from |x| = 746 on, as is its product with a cross entropy that is finite.
+        distance = tl.minimum(tl.abs(x), 1024.0, propagate_nan=tl.PropagateNan.ALL)
+        cross_entropy = fma(distance, against, softplus(t, wide))
         if gamma < 1:
             # A power below 0 is infinite where m is 0, as t is there; and t² is 0 before t^(γ + 1) is.
             smallest: tl.constexpr = 2.0**-1022 if x.dtype == tl.float64 else 2.0**-126
-            m = tl.maximum(m, smallest, propagate_nan=tl.PropagateNan.ALL)
+            m = tl.where(tl.abs(m) < smallest, smallest, m)
             slope = _times_power(fma(t / m * pull, (1.0 - t) * cross_entropy, slope), m, gamma)
         else:
             slope = _times_power(fma(m, slope, (1.0 - t) * pull * (t * cross_entropy)), m, gamma - 1)

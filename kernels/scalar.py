@@ -68,7 +68,7 @@ def _sigmoid_16bit(x, mantissa_bits: tl.constexpr, scale_exponent: tl.constexpr)
 
 
 @triton.jit
-def _sigmoid_float32(x):
+def _sigmoid_float32(x, negative: tl.constexpr = False):
     """σ(x) = scale / (scale + scale·e^-x) within 0.94 ulp of float32 for every x.
 
     The GPU's own 2^x is too coarse for that (2 ulp), so e^-x = 2^n · 2^f is a polynomial, in IEEE operations. With β of
@@ -82,7 +82,8 @@ def _sigmoid_float32(x):
     """
     scale: tl.constexpr = 2.0**-40
     x = tl.maximum(x, -105.0, propagate_nan=tl.PropagateNan.ALL)
-    x = tl.minimum(x, 30.0, propagate_nan=tl.PropagateNan.ALL)
+    if not negative:
+        x = tl.minimum(x, 30.0, propagate_nan=tl.PropagateNan.ALL)
     shifted = fma(x, -LOG2_E * 2.0**-10, 1.5 * 2.0**13)  # rounds to 2^-10·n; n stands in the low bits
     g = fma(x, ALPHA, fma(shifted, BETA * 2.0**10, -BETA * 1.5 * 2.0**23))
     power = ((shifted.to(tl.int32, bitcast=True) << 23) + 0x2B800000).to(tl.float32, bitcast=True)  # 2^n · scale
@@ -167,6 +168,21 @@ Q_16 = tl.constexpr(
         )
     )
 )
+# Of log1p_exp in 16 bits: p minimizes the largest relative error, 2^-19.5, of e·p(e) for e = 2^-8·scaled up to 1.
+P_16 = tl.constexpr(
+    tuple(
+        float.fromhex(coefficient)
+        for coefficient in (
+            "0x1.cf5f9p-63",
+            "-0x1.0ffb6ap-52",
+            "0x1.319c5ep-43",
+            "-0x1.e15bfcp-35",
+            "0x1.530a72p-26",
+            "-0x1.ffddd6p-18",
+            "0x1.ffffd6p-9",
+        )
+    )
+)
 Q_32 = tl.constexpr(
     tuple(
         float.fromhex(coefficient)
@@ -221,7 +237,7 @@ def tail(x, wide: tl.constexpr):
     if x.dtype == tl.float64:
         return sigmoid_of(-tl.abs(x), tl.float64)
     elif wide:
-        return sigmoid_of(-tl.abs(x), tl.float32)
+        return _sigmoid_float32(-tl.abs(x), negative=True)
     else:
         scaled = exp2_approx(fma(tl.abs(x), -LOG2_E, 8.0))
         return scaled * reciprocal_approx(scaled + 2.0**8)
@@ -245,3 +261,13 @@ def softplus(t, wide: tl.constexpr):
     else:
         q = polynomial(t, Q_16, 5)
     return fma(t * t, q, t)
+
+
+@triton.jit
+def log1p_exp(x, wide: tl.constexpr):
+    """log(1 + e^-|x|) of a widened x where t is not wanted: 16 bits need no reciprocal."""
+    if wide or x.dtype == tl.float64:
+        return softplus(tail(x, wide), wide)
+    else:
+        scaled = exp2_approx(fma(tl.abs(x), -LOG2_E, 8.0))
+        return scaled * polynomial(scaled, P_16, 6)

@@ -73,7 +73,9 @@ def _bce(name: str, **weights: float) -> Loss:
     )
 
 
-def _focal(alpha: float, gamma: float, ulps: float, gradient_ulps: float) -> Loss:
+def focal(alpha: float, gamma: float, ulps: float = 200.0, gradient_ulps: float = 200.0) -> Loss:
+    """The row of a focal loss; by default with what ``gamma`` costs where it is not a half from 0 to 4.5."""
+
     def definition(x: Any, y: Any) -> Any:
         alpha_t = alpha * y + (1 - mpmath.mpf(alpha)) * (1 - y) if alpha >= 0 else 1
         missed = (y * mpmath.exp(-x) + (1 - y)) / (1 + mpmath.exp(-x))  # 1 - p_t
@@ -85,20 +87,20 @@ def _focal(alpha: float, gamma: float, ulps: float, gradient_ulps: float) -> Los
 
 BCE = _bce("bce")
 WEIGHTED_BCE = _bce("bce weighted", weight=0.75, pos_weight=3.25)
-FOCAL = _focal(0.25, 2, 6.0, 9.0)
+FOCAL = focal(0.25, 2, 6.0, 9.0)
 LOSSES = [
     BCE,
     _bce("bce with weight", weight=0.375),
     _bce("bce with pos_weight", pos_weight=3.25),
     WEIGHTED_BCE,
     FOCAL,
-    _focal(-1, 0, 2.0, 1.5),
-    _focal(1, 1, 4.0, 6.0),
-    _focal(0.1, 3, 8.0, 12.0),
-    _focal(-1, 4, 10.0, 15.0),
-    _focal(0.25, 1.5, 6.0, 9.0),
-    _focal(0.75, 0.5, 6.0, 9.0),
-    _focal(0.25, 2.2, 200.0, 200.0),
+    focal(-1, 0, 2.0, 1.5),
+    focal(1, 1, 4.0, 6.0),
+    focal(0.1, 3, 8.0, 12.0),
+    focal(-1, 4, 10.0, 15.0),
+    focal(0.25, 1.5, 6.0, 9.0),
+    focal(0.75, 0.5, 6.0, 9.0),
+    focal(0.25, 2.2, 200.0, 200.0),
 ]
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 each_kind = pytest.mark.parametrize("loss", [BCE, WEIGHTED_BCE, FOCAL], ids=lambda loss: loss.name)

@@ -67,9 +67,11 @@ def binary_cross_entropy_with_logits(
 
     with the input x, the target y, ``weight`` w and ``pos_weight`` p. Large CUDA tensors take a fused Triton kernel,
     which reads input and target once, and again for the gradient. Loss and gradient keep their digits where they are
-    nearly 0, and sums have the same bits on every run. At an input of -inf the loss of a positive label is inf, where
-    PyTorch's is NaN. Everything else goes to PyTorch: float64 beside other dtypes, a target that requires a gradient,
-    and the deprecated ``size_average`` and ``reduce``.
+    nearly 0, and sums have the same bits on every run. Everything else goes to PyTorch: float64 beside other dtypes, a
+    target that requires a gradient, and the deprecated ``size_average`` and ``reduce``.
+
+    At an infinite input the kernel's loss is 0 where the input is right (-inf for 0, inf for 1) and inf where it is
+    wrong. PyTorch's own function, which everything else goes to, finds NaN in all of these but inf for 0.
 
     Args:
         input: logits, a tensor of any shape.

@@ -35,23 +35,49 @@ class SigmoidFocalLossFunction(Function):
 
 def _gradient(grad_out: Tensor, x: Tensor, y: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
     s, s_minus = shared.both_sides(x)
-    cross_entropy = -(y * F.logsigmoid(x) + (1 - y) * F.logsigmoid(-x))
+    near = x.clamp(-1024, 1024)  # beyond, the product of both sides is 0, as it is with a cross entropy that is finite
+    cross_entropy = -(y * F.logsigmoid(near) + (1 - y) * F.logsigmoid(-near))
     missed = y * s_minus + (1 - y) * s  # 1 - p_t
     slope = missed**gamma * ((1 - y) * s - y * s_minus)
     if gamma != 0:
+        if gamma < 1:  # a power below 0 of 0, where the other factor is 0
+            missed = torch.where(missed == 0, torch.finfo(x.dtype).tiny, missed)
         slope = slope + gamma * missed ** (gamma - 1) * ((1 - 2 * y) * s * s_minus) * cross_entropy
     if alpha >= 0:
         slope = slope * (alpha * y + (1 - alpha) * (1 - y))
     return shared.of_each(grad_out, x, reduction) * slope
 
 
+def _may_be_infinite(x: Tensor) -> bool:
+    """False where it is cheap to see that nothing is: in the CPU's memory, not in a graph."""
+    if type(x) not in dispatch.TENSOR_TYPES or not x.is_cpu or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    try:
+        return not bool(x.detach().abs().max() < torch.inf)
+    except RuntimeError:  # of a batched, a fake or an empty tensor
+        return True
+
+
 def torchvision_focal_loss(
     inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none"
 ) -> Tensor:
-    """``torchvision.ops.sigmoid_focal_loss`` without its checks, in its own operations; TorchScript can compile it."""
-    p = torch.sigmoid(inputs)
-    cross_entropy = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
+    """``torchvision.ops.sigmoid_focal_loss`` without its checks, in its own operations; TorchScript can compile it.
+
+    An infinite logit, where those find infinity less infinity, has the loss and the gradient that it has in the kernel.
+    """
+    infinite = True
+    if not torch.jit.is_scripting():
+        infinite = _may_be_infinite(inputs)
+    # Beyond 1024, where σ is 0 or 1 and has no slope, the cross entropy is a straight line.
+    near = inputs.clamp(-1024.0, 1024.0) if infinite else inputs
+    p = torch.sigmoid(near)
+    cross_entropy = F.binary_cross_entropy_with_logits(near, targets, reduction="none")
     p_t = p * targets + (1 - p) * (1 - targets)
+    if infinite:
+        beyond = inputs - near
+        slope = torch.where(beyond > 0, 1 - targets, -targets)
+        counts = slope if alpha < 0 else slope * (alpha * targets + (1 - alpha) * (1 - targets))
+        cross_entropy = cross_entropy + slope * beyond.masked_fill(counts == 0, 0.0)
     out = cross_entropy * ((1 - p_t) ** gamma)
     if alpha >= 0:
         out = (alpha * targets + (1 - alpha) * (1 - targets)) * out
@@ -76,12 +102,15 @@ def sigmoid_focal_loss(
     to PyTorch, in the operations of torchvision, which need not be installed: float64 beside other dtypes, and targets
     that require a gradient.
 
+    An infinite logit has the loss 0 where it is right, else inf, and the gradient of the limit; torchvision finds NaN.
+
     Args:
         inputs: logits, a tensor of any shape.
         targets: a tensor of that shape and a floating dtype; labels of 0 or 1, or soft ones between them.
         alpha: the weight of positive examples, in [0, 1], beside 1 - alpha of negative ones; -1 for no weights.
         gamma: the exponent of 1 - p_t, which makes easy examples count less. Halves from 0 to 4.5 are computed by
-            products and a root; for others float32 results are within 2.4e-5 (200 ulp).
+            products and a root; for others float32 results are within 2.4e-5 (200 ulp). For labels outside [0, 1],
+            where 1 - p_t may be negative, results are NaN unless ``gamma`` is a whole number, as in torchvision.
         reduction: "none", "mean" or "sum".
 
     Returns:

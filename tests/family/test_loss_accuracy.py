@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
-from torch.nn import functional as F
 
 from sigmoid_op.ops.bce import binary_cross_entropy_with_logits
 from sigmoid_op.ops.focal import sigmoid_focal_loss
 from sigmoid_op.ops.logsigmoid import logsigmoid
 from tests.conftest import CUDA, Route
-from tests.losses import BCE, FOCAL, WEIGHTED_BCE, Loss, Op, each_kind, every_loss
+from tests.losses import BCE, FOCAL, WEIGHTED_BCE, Loss, Op, each_kind, every_loss, focal
 from tests.ulp import FLOAT_DTYPES, assert_within_ulps, every_16bit, true_sigmoid, ulp_error
 
 # Of logsigmoid: t errs by 0.94 ulp, and log(1 - t) has up to 1.34 times its relative error, and roundings of its own.
@@ -125,19 +124,91 @@ def test_the_largest_logit(route: Route, gamma: float) -> None:
     assert slope.item() == -0.25
 
 
-@pytest.mark.parametrize("infinite", [torch.inf, -torch.inf, torch.nan])
-def test_infinite_logits(route: Route, infinite: float) -> None:
-    """An infinite or undefined logit gives what PyTorch gives, and does not spoil its neighbours.
+def _limits(loss: Loss, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of infinite logits: those of ±10^4, but that a loss which grows there is infinite."""
+    losses, slopes = loss.truth(x.sign() * 1e4, target)
+    return torch.where(losses > 1, torch.inf, losses), slopes
 
-    Where PyTorch finds 0 times infinity, for a logit infinitely wrong, the kernel may find the infinity it is.
+
+@every_loss
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_infinite_logits(route: Route, loss: Loss, dtype: torch.dtype) -> None:
+    """A logit infinitely right has no loss, one infinitely wrong an infinite loss; gradients are those of the limit.
+
+    So are gradients that can be differentiated again. Of the losses without kernels, BCE's is PyTorch's, with its NaN.
     """
-    x = torch.tensor([1.0, infinite, -2.0, infinite], device=route.device)
-    target = torch.tensor([0.0, 0.0, 1.0, 1.0], device=route.device)
-    torch.testing.assert_close(logsigmoid(x), F.logsigmoid(x), equal_nan=True)
-    for loss in (BCE, FOCAL):
-        ours, theirs = loss.ours(x, target, reduction="none"), loss.theirs(x, target, reduction="none")
-        torch.testing.assert_close(torch.where(theirs.isnan() & ours.isposinf(), ours, theirs), ours, equal_nan=True)
-        assert bool(ours[1].isnan()) or not x.isnan().any()
+    if loss.kernel == "bce" and not route.uses_kernels:
+        return
+    x = torch.tensor([-torch.inf, torch.inf] * 3, dtype=dtype, device=route.device).requires_grad_()
+    target = torch.tensor([0.0, 1.0, 1.0, 0.0, 0.25, 0.75], dtype=dtype, device=route.device)
+    options = _on(loss, dtype, route.device)
+    out = loss.ours(x, target, reduction="none", **options)
+    exact, exact_slope = _limits(loss, x.detach().cpu(), target.cpu())
+    assert torch.equal(out.detach().cpu().double(), exact)
+    for create_graph in (False, True):
+        (slope,) = torch.autograd.grad(out.sum(), x, retain_graph=True, create_graph=create_graph)
+        torch.testing.assert_close(slope.detach().cpu().double(), exact_slope, rtol=4 * torch.finfo(dtype).eps, atol=0)
+    for reduction, divisor in (("mean", 6), ("sum", 1)):
+        (slope,) = torch.autograd.grad(loss.ours(x, target, reduction=reduction, **options), x)
+        scaled = exact_slope / divisor
+        torch.testing.assert_close(slope.cpu().double(), scaled, rtol=4 * torch.finfo(dtype).eps, atol=0)
+        assert loss.ours(x, target, reduction=reduction, **options) == torch.inf
+        assert loss.ours(x[:2], target[:2], reduction=reduction, **options) == 0
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_infinite_logits_of_labels_that_count_for_nothing(route: Route, alpha: float) -> None:
+    """With an alpha of 0 positive labels have no loss or gradient, however wrong the logit; with 1 negative ones."""
+    x = torch.tensor([torch.inf, -torch.inf], device=route.device, requires_grad=True)
+    out = sigmoid_focal_loss(x, torch.full_like(x, 1 - alpha, requires_grad=False), alpha=alpha)
+    (slope,) = torch.autograd.grad(out.sum(), x)
+    assert (out == 0).all()
+    assert (slope == 0).all()
+
+
+@pytest.mark.parametrize("weights", [{"weight": 0.0}, {"pos_weight": 0.0}, {"weight": 0.0, "pos_weight": 2.0}], ids=str)
+def test_infinite_logits_without_weight(kernel_route: Route, weights: dict[str, float]) -> None:
+    """A weight of 0 leaves nothing, not even of an infinite loss; PyTorch's function finds NaN."""
+    x = torch.tensor([-torch.inf, 1.0], device=kernel_route.device, requires_grad=True)
+    tensors = {name: torch.tensor(value, device=x.device) for name, value in weights.items()}
+    out = BCE.ours(x, torch.ones_like(x, requires_grad=False), **tensors, reduction="sum")
+    assert out == 0
+    assert (torch.autograd.grad(out, x)[0] == 0).all()
+
+
+@every_loss
+def test_undefined_logits_and_labels(route: Route, loss: Loss) -> None:
+    """NaN gives NaN, and does not spoil its neighbours."""
+    x = torch.tensor([1.0, torch.nan, -2.0, -2.0, torch.inf], device=route.device)
+    target = torch.tensor([0.0, 0.0, torch.nan, 1.0, torch.nan], device=route.device)
+    out = loss.ours(x, target, reduction="none", **_on(loss, torch.float32, route.device))
+    assert out.isnan().tolist() == [False, True, True, False, True]
+
+
+def test_logsigmoid_of_infinity(route: Route) -> None:
+    """It is 0 at infinity, -inf at -inf, and NaN of NaN."""
+    x = torch.tensor([torch.inf, -torch.inf, torch.nan], device=route.device)
+    torch.testing.assert_close(logsigmoid(x).cpu(), torch.tensor([0.0, -torch.inf, torch.nan]), equal_nan=True)
+
+
+@pytest.mark.parametrize("gamma", [0, 0.5, 1, 2, 2.2, 5, 6])
+def test_labels_outside_0_to_1(route: Route, gamma: float) -> None:
+    """The focal loss and its gradient are torchvision's formula: NaN where a negative number has a broken power."""
+    x = torch.tensor([-3.0, -0.5, 0.7, 2.0], dtype=torch.float64, device=route.device).requires_grad_()
+    target = torch.tensor([-0.5, 1.75, -1.0, 2.5], dtype=torch.float64, device=route.device)
+    with mpmath.workdps(40):
+        pairs = zip(x.tolist(), target.tolist(), strict=True)
+        missed = [(b * mpmath.exp(-a) + 1 - b) / (1 + mpmath.exp(-a)) for a, b in pairs]
+    assert sum(m < 0 for m in missed) == 2
+    broken = torch.tensor([m < 0 and gamma % 1 != 0 for m in missed])
+    loss = focal(0.25, gamma)
+    out = loss.ours(x, target, **loss.options)
+    (slope,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(out.isnan().cpu(), broken)
+    assert torch.equal(slope.isnan().cpu(), broken)
+    exact, exact_slope = loss.truth(x.detach().cpu()[~broken], target.cpu()[~broken])
+    torch.testing.assert_close(out.detach().cpu()[~broken], exact, rtol=1e-12, atol=0)
+    torch.testing.assert_close(slope.cpu()[~broken], exact_slope, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
