@@ -22,7 +22,7 @@ ADDRESSES = (
     "https://raw.githubusercontent.com/sigmoid-op/sigmoid_op/main/",
 )
 LEFTOVERS = shutil.ignore_patterns(
-    ".git", ".venv", ".editable", ".*cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist", "out"
+    ".git", ".venv*", ".editable", ".*cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist", "out"
 )
 
 
