@@ -1,8 +1,9 @@
 """The names of PyTorch that it does not document, all of them, and what happens where a version lacks one.
 
 Without one that tells when a kernel may run, none runs: ``MISSING`` has its name, importing sigmoid_op warns, and
-PyTorch's own operators, right for everything, do the work. Most are C functions, bound as they are, because a call asks
-many. tests/pytorch/test_private_names.py says what each must mean.
+PyTorch's own operators, right for everything, do the work. Most of these are C functions, bound as they are, because a
+call asks many. The others, further down, are looked up when they are needed.
+tests/pytorch/test_private_names.py says what each must mean.
 """
 
 import warnings
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.library import Library
 
 MISSING: list[str] = []
 
@@ -97,3 +99,28 @@ if MISSING:
         "all calls go to PyTorch's own operators",
         stacklevel=2,
     )
+
+
+def below_backend_select(name: str) -> Callable[..., Tensor]:
+    """``aten::name`` for a kernel at the key BackendSelect: calls the kernel below, given the key set of the call."""
+    try:
+        packet, _, overload = name.partition(".")
+        redispatch = getattr(getattr(torch.ops.aten, packet), overload or "default")._handle.redispatch_boxed
+        below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
+    except AttributeError as error:
+        raise RuntimeError(f"enable() cannot reach the dispatcher of PyTorch {torch.__version__}: {error}") from None
+
+    def call(keyset: Any, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        out: Tensor = redispatch(keyset & below, *args, **kwargs)
+        return out
+
+    return call
+
+
+def destroy(library: Library) -> bool:
+    """Take back what ``library`` registered; False where this version cannot."""
+    try:
+        library._destroy()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    except AttributeError:
+        return False
+    return True

@@ -122,15 +122,14 @@ def test_the_operator_table_is_restored() -> None:
 
 
 def test_no_effect_on_the_cpu() -> None:
-    """Without the interpreter, the kernel for CPU tensors is PyTorch's, and no Triton is imported for them."""
+    """Without the interpreter, CPU tensors go on to PyTorch's kernel, and no Triton is imported for them."""
     _run(
         """
-        before = [line for line in table() if line.startswith("CPU")]
+        large = torch.randn(2**23)
         with enable():
-            assert [line for line in table() if line.startswith("CPU")] == before
+            assert any("override.py" in line for line in table()) == (torch.version.cuda is not None)
             assert torch.equal(torch.sigmoid(x), original(x))
-            if torch.version.cuda:
-                assert any(line.startswith("CUDA") and "override.py" in line for line in table())
+            assert torch.equal(torch.sigmoid(large), original(large))
         assert "triton" not in sys.modules
         """,
         interpret=False,

@@ -6,9 +6,11 @@ import sys
 import threading
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.library import Library
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -207,3 +209,43 @@ def test_without_one() -> None:
     command = [sys.executable, "-c", _WITHOUT, *REMOVED]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert process.returncode == 0, process.stderr
+
+
+def test_below_backend_select() -> None:
+    """A kernel at that key gets every call, below autograd, forward mode and torch.func; the rest is the device's."""
+    seen: list[tuple[type, bool]] = []
+    beneath = _torch.below_backend_select("sigmoid")
+    library = Library("aten", "IMPL")
+
+    def kernel(keyset: object, x: Tensor) -> Tensor:
+        out = beneath(keyset, x)
+        seen.append((type(x), out.requires_grad))
+        return out
+
+    library.impl("sigmoid", kernel, "BackendSelect", with_keyset=True, allow_override=True)
+    try:
+        x = torch.ones(3)
+        for function in (
+            torch.sigmoid,
+            torch.vmap(torch.sigmoid),
+            torch.inference_mode()(torch.sigmoid),
+            lambda x: torch.sigmoid(x.clone().requires_grad_()),
+            lambda x: torch.func.jvp(torch.sigmoid, (x,), (x,))[0],
+        ):
+            torch.testing.assert_close(function(x), torch.full((3,), 0.7310585786))
+            assert seen.pop() == (Tensor, False)
+            assert seen == []
+        assert torch.sigmoid(x.to("meta")).is_meta
+        assert len(seen) == 1
+    finally:
+        assert _torch.destroy(library)
+    torch.sigmoid(x)
+    assert len(seen) == 1
+
+
+def test_without_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a version lacks the means of ``enable()``, its error says so; what cannot be taken back stays."""
+    monkeypatch.delattr(torch._C, "_dispatch_keyset_full_after")
+    with pytest.raises(RuntimeError, match=r"enable\(\) cannot reach the dispatcher of PyTorch 2.*_full_after"):
+        _torch.below_backend_select("sigmoid")
+    assert not _torch.destroy(object())  # type: ignore[arg-type]  # it stands for a Library without the method
