@@ -46,6 +46,22 @@ KERNEL_ROUTES = [pytest.param(INTERPRETER, id="interpreter"), pytest.param(CUDA,
 ALL_ROUTES = [pytest.param(FALLBACK, id="fallback"), *KERNEL_ROUTES]
 
 
+def _interpret_faster() -> None:
+    """Let Triton's interpreter change ``triton.language`` once a kernel, and not again for each function it calls.
+
+    Searching its modules for what to change takes most of the time of an interpreted kernel.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch_lang, scope = interpreter._patch_lang, interpreter._LangPatchScope
+    interpreter._patch_lang = lambda fn: patch_lang(fn) if tl.core.is_builtin(tl.load) else scope()
+
+
+if dispatch.INTERPRETED:
+    _interpret_faster()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
