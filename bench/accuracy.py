@@ -2,7 +2,7 @@
 
 On CUDA float32 is taken at all 2^32 inputs. On a CPU the real kernels run in Triton's interpreter, where 2^x and the
 reciprocal are NumPy's: that shows the formulas' error, to which a GPU's instructions add theirs. By how much at most
-in 16-bit results, a second table bounds from the PTX manual; for wider ones ``python -m bench proof`` covers it.
+in 16-bit results, a second table bounds from the PTX manual; for float32 ``python -m bench proof`` covers it.
 """
 
 import argparse

@@ -22,39 +22,14 @@ def _emits_ptx() -> bool:
 
 
 @triton.jit
-def _split(a):
-    """a as the sum of two numbers of at most 26 bits (Veltkamp), whose products are exact; |a| below 2^996."""
-    scaled = a * (2.0**27 + 1.0)
-    high = scaled - (scaled - a)
-    return high, a - high
-
-
-@triton.jit
-def _fma_of_parts(a, b, c):
-    """a·b + c in float64 from rounded operations: the product and the sum, each with its error (Dekker, Knuth)."""
-    a_high, a_low = _split(a)
-    b_high, b_low = _split(b * tl.full(a.shape, 1.0, tl.float64))  # a constant alone would be rounded to float32
-    product = a * b
-    product_error = a_low * b_low - (((product - a_high * b_high) - a_low * b_high) - a_high * b_low)
-    total = product + c
-    addend = total - product
-    total_error = (product - (total - addend)) + (c - addend)
-    return tl.where(tl.abs(total) < float("inf"), total + (total_error + product_error), total)
-
-
-@triton.jit
 def fma(a, b, c):
-    """a·b + c with one rounding; b and c may be constants.
+    """a·b + c with one rounding for float32, whose b and c may be constants; with two for float64.
 
-    In float64 the compiler fuses the expression; ``tl.fma`` itself would round constants to float32. The interpreter
-    rounds every product. For float32 it is exact in float64, and the sum, rounded twice, differs about once in 2^29
-    times; for float64 the errors of product and sum are added up, and the result differs about once in 2^50 times.
+    The interpreter rounds every product: it takes the sum in float64, where the product is exact, and rounds it again,
+    which differs about once in 2^29 times.
     """
     if a.dtype == tl.float64:
-        if _interpreted():
-            return _fma_of_parts(a, b, c)
-        else:
-            return a * b + c
+        return a * b + c
     elif _interpreted():
         return (a.to(tl.float64) * b + c).to(tl.float32)
     else:

@@ -7,8 +7,8 @@ import torch
 from triton import knobs
 
 NUM_WARPS = 4
-# Said in every compilation: Triton's default is the user's to change, and a formula's digits must not change with it.
-FP_FUSION = True
+# Said in every compilation, since Triton's default is the user's to change. What a formula fuses it spells as ``fma``.
+FP_FUSION = False
 
 INTERPRETED: bool = knobs.runtime.interpret
 

@@ -145,7 +145,7 @@ def _balance(y, alpha: tl.constexpr):
     if _is_exact(alpha):
         return fma(y, 2.0 * alpha - 1.0, 1.0 - alpha)
     else:
-        return y * alpha + (1.0 - y) * (1.0 - alpha)
+        return fma(y, alpha, (1.0 - y) * (1.0 - alpha))
 
 
 @triton.jit

@@ -26,28 +26,6 @@ W = tl.constexpr(
         )
     )
 )
-# Of _sigmoid_float64: β has 38 bits, and w minimizes the largest relative error of 2^f for |f| <= 1/2.
-ALPHA_64 = tl.constexpr(float.fromhex("0x1.fffffffe66d25p-1"))
-BETA_64 = tl.constexpr(float.fromhex("0x1.62e42fee88p-1"))
-W_64 = tl.constexpr(
-    tuple(
-        float.fromhex(coefficient)
-        for coefficient in (
-            "0x1.1f1a6d92cf9c4p-29",
-            "-0x1.af7812c4c395cp-26",
-            "0x1.27e516115448ap-22",
-            "-0x1.71dde7a7e2cdfp-19",
-            "0x1.a01a019579f80p-16",
-            "-0x1.a01a01c0ff705p-13",
-            "0x1.6c16c172ed7c7p-10",
-            "-0x1.1111111550e29p-7",
-            "0x1.5555555998792p-5",
-            "-0x1.5555555887b18p-3",
-            "0x1.00000001992dbp-1",
-            "-0x1.992dafcb90ee5p-33",
-        )
-    )
-)
 
 
 @triton.jit
@@ -68,7 +46,7 @@ def _sigmoid_16bit(x, mantissa_bits: tl.constexpr, scale_exponent: tl.constexpr)
 
 
 @triton.jit
-def _sigmoid_float32(x, negative: tl.constexpr = False):
+def _sigmoid_float32(x, negative: tl.constexpr):
     """σ(x) = scale / (scale + scale·e^-x) within 0.94 ulp of float32 for every x.
 
     The GPU's own 2^x is too coarse for that (2 ulp), so e^-x = 2^n · 2^f is a polynomial, in IEEE operations. With β of
@@ -100,48 +78,23 @@ def _sigmoid_float32(x, negative: tl.constexpr = False):
 
 @triton.jit
 def _sigmoid_float64(x):
-    """σ(x) = scale / (scale + scale·e^-x) within 0.88 ulp of float64: float32's formula with another last step.
-
-    β has 38 bits, and α/β is log2 e to 2.2e-22; w leaves a relative error of 6e-20 in e^-x. The reciprocal is taken in
-    float32, of the denominator brought near 1 by a power of two, and is off by up to 2^-22. p is cut to 29 bits, what
-    is cut joins the rest, and p times the 24 bits of the reciprocal is exact. So the residual ε of the unrounded
-    denominator errs less than g changes from one x to the next; and reciprocal·(1 + ε + ε²), short of ε³ < 2^-66, is
-    rounded once, where a Newton step would round its reciprocal first. The order of neighbours is kept.
-
-    A sample, not a proof: in 2 billion pairs of neighbours, from every range and where a rounding changes, no result is
-    below that of the smaller x, with the float32 reciprocal off by -1, 0 and 1 ulp. Normal results are within 0.78 ulp,
-    subnormal ones, rounded twice, within 0.88 (python -m bench proof). CUDA's own exp and division would branch, and
-    call a slow path.
-    """
-    scale: tl.constexpr = 2.0**-100
-    x = tl.maximum(x, -746.0, propagate_nan=tl.PropagateNan.ALL)
-    x = tl.minimum(x, 40.0, propagate_nan=tl.PropagateNan.ALL)
-    shifted = fma(x, -LOG2_E, 1.5 * 2.0**52)  # rounds to n, which stands in the low bits
-    g = fma(x, ALPHA_64, fma(shifted, BETA_64, -BETA_64 * 1.5 * 2.0**52))
-    power_bits = (shifted.to(tl.int64, bitcast=True) << 52) + 0x39B0000000000000
-    power = power_bits.to(tl.float64, bitcast=True)  # 2^n · scale
-    w = fma(g, W_64[0], W_64[1])
-    for i in tl.static_range(10):
-        w = fma(w, g, W_64[2 + i])
-    power_g = power * g
-    p_bits = (power + scale).to(tl.int64, bitcast=True) & -(2**24)
-    p = p_bits.to(tl.float64, bitcast=True)
-    rest = fma(power_g, w, scale - (p - power))
-    normalizer = (0x7FE0000000000000 - (p_bits & 0x7FF0000000000000)).to(tl.float64, bitcast=True)  # times p: in [1, 2)
-    reciprocal = reciprocal_approx(((p + (rest - power_g)) * normalizer).to(tl.float32)).to(tl.float64) * normalizer
-    residual = fma(-1.0 * reciprocal, rest, fma(reciprocal, power_g, fma(-1.0 * reciprocal, p, 1.0)))
-    return fma(reciprocal, fma(residual, residual, residual), reciprocal) * scale
+    """σ(x) = e^-|x| / (1 + e^-|x|), or 1 over the same where x >= 0, within 2 ulp by Triton's own exponential."""
+    t = tl.exp(-tl.abs(x))
+    whole = 1.0 + t
+    lost = t - (whole - 1.0)  # by rounding; relative to ``whole`` where that is near 1, and the error largest
+    s = tl.where(x < 0, t, 1.0) / whole
+    return s - s * lost
 
 
 @triton.jit
-def sigmoid_of(x, dtype: tl.constexpr):
-    """σ of a widened x, as accurate as a result of ``dtype`` can show."""
+def sigmoid_of(x, dtype: tl.constexpr, negative: tl.constexpr = False):
+    """σ of a widened x, as accurate as a result of ``dtype`` can show. ``negative``: no x is above 0."""
     if dtype == tl.float16:
         return _sigmoid_16bit(x, 10, 0)
     elif dtype == tl.bfloat16:
         return _sigmoid_16bit(x, 7, -8)
     elif dtype == tl.float32:
-        return _sigmoid_float32(x)
+        return _sigmoid_float32(x, negative)
     else:
         return _sigmoid_float64(x)
 
@@ -149,12 +102,12 @@ def sigmoid_of(x, dtype: tl.constexpr):
 @triton.jit
 def both_sides(x, dtype: tl.constexpr):
     """σ(x) and σ(-x) of a widened x in one evaluation, each with all its digits."""
-    t = sigmoid_of(-tl.abs(x), dtype)
+    t = sigmoid_of(-tl.abs(x), dtype, negative=True)
     return tl.where(x < 0, t, 1.0 - t), tl.where(x < 0, 1.0 - t, t)
 
 
 # Of softplus, from the highest power down: q minimizes the largest relative error of t + t²·q(t) for 0 <= t <= 1/2.
-# That is 2^-19.9, 2^-28.0 and 2^-56.7 for results of 16, 32 and 64 bits.
+# That is 2^-19.9 and 2^-28.0 for results of 16 and 32 bits.
 Q_16 = tl.constexpr(
     tuple(
         float.fromhex(coefficient)
@@ -199,33 +152,6 @@ Q_32 = tl.constexpr(
         )
     )
 )
-Q_64 = tl.constexpr(
-    tuple(
-        float.fromhex(coefficient)
-        for coefficient in (
-            "0x1.af9739e992212p+4",
-            "-0x1.c81edf45b6b94p+6",
-            "0x1.c9b97cd50e363p+7",
-            "-0x1.1d8ef5318f3f6p+8",
-            "0x1.ee72468016707p+7",
-            "-0x1.39662a83b892fp+7",
-            "0x1.2d29ee64fe71cp+6",
-            "-0x1.bc007080fd61ap+4",
-            "0x1.02c47b1e366b5p+3",
-            "-0x1.b7c6bacc1b784p+0",
-            "0x1.a07c6482b2a38p-2",
-            "0x1.d3fea5853fa86p-5",
-            "0x1.d956601cdd375p-4",
-            "0x1.fe94b84b1a9ep-4",
-            "0x1.249c9ab32657dp-3",
-            "0x1.5554ec2334c32p-3",
-            "0x1.99999c5e1abafp-3",
-            "0x1.fffffff4c8892p-3",
-            "0x1.5555555560ef7p-2",
-            "0x1.fffffffffff79p-2",
-        )
-    )
-)
 
 
 @triton.jit
@@ -237,7 +163,7 @@ def tail(x, wide: tl.constexpr):
     if x.dtype == tl.float64:
         return sigmoid_of(-tl.abs(x), tl.float64)
     elif wide:
-        return _sigmoid_float32(-tl.abs(x), negative=True)
+        return sigmoid_of(-tl.abs(x), tl.float32, negative=True)
     else:
         scaled = exp2_approx(fma(tl.abs(x), -LOG2_E, 8.0))
         return scaled * reciprocal_approx(scaled + 2.0**8)
@@ -255,12 +181,12 @@ def polynomial(t, coefficients: tl.constexpr, degree: tl.constexpr):
 def softplus(t, wide: tl.constexpr):
     """log(1 + e^-|x|) = -log(1 - t) = t + t²·q(t)"""
     if t.dtype == tl.float64:
-        q = polynomial(t, Q_64, 19)
+        rest = 1.0 - t
+        return t - (1.0 - rest) - tl.log(rest)  # what rounding ``rest`` lost, and the logarithm
     elif wide:
-        q = polynomial(t, Q_32, 8)
+        return fma(t * t, polynomial(t, Q_32, 8), t)
     else:
-        q = polynomial(t, Q_16, 5)
-    return fma(t * t, q, t)
+        return fma(t * t, polynomial(t, Q_16, 5), t)
 
 
 @triton.jit

@@ -51,7 +51,7 @@ def sigmoid_double_backward(args):
     dtype: tl.constexpr = out.dtype
     grad_grad_in = widen(grad_grad_in)
     out = widen(out)
-    return _gradient(grad_grad_in, out, dtype), grad_grad_in * widen(grad_out) * (1.0 - 2.0 * out)
+    return _gradient(grad_grad_in, out, dtype), grad_grad_in * widen(grad_out) * fma(out, -2.0, 1.0)
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def sigmoid_exact(args):
     """out = σ(x), and t = σ(-|x|) with the sign of x in its sign bit"""
     (x,) = args
     wide = widen(x)
-    t = sigmoid_of(-tl.abs(wide), x.dtype)
+    t = sigmoid_of(-tl.abs(wide), x.dtype, negative=True)
     return sigmoid_of(wide, x.dtype), tl.where(wide < 0, -1.0 * t, t)
 
 
@@ -77,7 +77,7 @@ def sigmoid_exact_double_backward(args):
     dtype: tl.constexpr = t.dtype
     grad_grad_in = widen(grad_grad_in)
     t = widen(t)
-    slope = tl.where(t < 0, -1.0, 1.0) - 2.0 * t  # of |t|·(1 - |t|)
+    slope = fma(t, -2.0, tl.where(t < 0, -1.0, 1.0))  # of |t|·(1 - |t|)
     return _gradient(grad_grad_in, tl.abs(t), dtype), grad_grad_in * widen(grad_out) * slope
 
 

@@ -10,11 +10,13 @@ class FakeKernel:
     def __init__(self) -> None:
         self.compiled: list[FakeKernel] = []
         self.launched: list[tuple[Any, ...]] = []
+        self.options: dict[str, Any] = {}
 
     def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., "FakeKernel"]:
         def run(*args: Any, **options: Any) -> FakeKernel:
             self.launched.append((grid, *args))
             if options:
+                self.options = options
                 self.compiled.append(FakeKernel())
                 return self.compiled[-1]
             return self

@@ -15,10 +15,11 @@ FLOAT_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 HALF_DTYPES = [torch.float16, torch.bfloat16]
 
 # Largest error in ulps of the exact result. A correctly rounded result is within 0.5; a 16-bit σ, computed in float32
-# and rounded once, exceeds that only where float32 falls on the wrong side of a tie, by less than 0.01.
-FORWARD_ULPS = {torch.float16: 0.51, torch.bfloat16: 0.51, torch.float32: 1.0, torch.float64: 1.0}
+# and rounded once, exceeds that only where float32 falls on the wrong side of a tie, by less than 0.01. float64 has
+# Triton's own exponential; seen: 1.9.
+FORWARD_ULPS = {torch.float16: 0.51, torch.bfloat16: 0.51, torch.float32: 1.0, torch.float64: 2.0}
 # PyTorch's own forward on the CPU, which the fallback is: up to 2.3 seen in float32.
-FALLBACK_FORWARD_ULPS = {**FORWARD_ULPS, torch.float32: 2.5, torch.float64: 2.0}
+FALLBACK_FORWARD_ULPS = {**FORWARD_ULPS, torch.float32: 2.5}
 # Of grad_out·out·(1 - out) for the given, rounded out: correctly rounded in 16 bits, two roundings in float32, three in
 # float64.
 BACKWARD_ULPS = {torch.float16: 0.5, torch.bfloat16: 0.5, torch.float32: 1.5, torch.float64: 2.5}

@@ -1,4 +1,4 @@
-/* The float32 σ of kernels/formulas.py in C, operation for operation, and its error at every float32.
+/* The float32 σ of kernels/scalar.py in C, operation for operation, and its error at every float32.
  *
  * float32 STRIDE   sweep every STRIDE-th input, print the findings as JSON
  * float32 eval K   read float32 values, write σ of each, the reciprocal being off by K ulp
