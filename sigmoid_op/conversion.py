@@ -1,6 +1,6 @@
 """``convert(model)``: a model's ``nn.Sigmoid``, ``nn.SiLU`` and the like become ours; ``revert(model)`` undoes it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -25,7 +25,8 @@ MODULES: dict[type[nn.Module], type[nn.Module]] = {
 class Report:
     """What :func:`convert` or :func:`revert` replaced: ``replaced[name]`` is the class that the module now has.
 
-    Names are those of ``model.named_modules()``: "" is the model itself, and a shared module has several.
+    Names are those of ``model.named_modules()``: "" is the model itself. A shared module has one for each module that
+    holds it and each name it has there.
     """
 
     replaced: Mapping[str, type[nn.Module]]
@@ -75,13 +76,23 @@ def revert(model: nn.Module) -> Report:
 
 
 def _replace(model: nn.Module, table: Mapping[type[nn.Module], type[nn.Module]]) -> Report:
-    # All are found before any is changed: a shared module is met once under each of its names.
+    # All are found before any is changed: a shared module is met once in each of its places.
     found = [
-        (name, module)
-        for name, module in model.named_modules(remove_duplicate=False)
-        if type(module) in table and "forward" not in vars(module)
+        (name, module) for name, module in _places(model) if type(module) in table and "forward" not in vars(module)
     ]
     replaced = {name: table[type(module)] for name, module in found}
     for name, module in found:
         module.__class__ = replaced[name]
     return Report(replaced)
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The model, and all below it in each place that holds one.
+
+    Each is looked into once: where modules are shared at every level, the paths to them double with each.
+    """
+    yield "", model
+    for prefix, module in model.named_modules():
+        for name, child in module._modules.items():
+            if child is not None:
+                yield f"{prefix}.{name}" if prefix else name, child

@@ -228,6 +228,18 @@ def test_revert_is_the_inverse() -> None:
     assert pickle.dumps(model) == before
 
 
+def test_shared_at_every_level() -> None:
+    """40 levels that each hold the one below twice: a name for each of the 81 places, not for each of 2^40 paths."""
+    model: nn.Module = nn.Sigmoid()
+    gate = model
+    for _ in range(40):
+        model = nn.ModuleList([model, model])
+    deepest = ".".join("0" * 39)
+    assert convert(model).replaced == {f"{deepest}.0": Sigmoid, f"{deepest}.1": Sigmoid}
+    assert type(gate) is Sigmoid
+    assert list(revert(model).replaced) == [f"{deepest}.0", f"{deepest}.1"]
+
+
 def test_twice_is_once() -> None:
     """A second conversion finds nothing to do, and says so."""
     model = GatedMLP(2, 2)
