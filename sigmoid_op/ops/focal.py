@@ -151,7 +151,8 @@ class SigmoidFocalLoss(nn.Module):
 
     Args:
         alpha: the weight of positive examples, in [0, 1]; -1 for no weights.
-        gamma: the exponent of 1 - p_t.
+        gamma: the exponent of 1 - p_t. A tensor, such as a parameter to be learned, takes PyTorch's operations and gets
+            its gradient; TorchScript refuses one that needs a gradient.
         reduction: "none", "mean" or "sum".
 
     Shape:
@@ -160,14 +161,15 @@ class SigmoidFocalLoss(nn.Module):
         - Output: that of the inputs, or for the reductions "mean" and "sum" scalar
     """
 
-    def __init__(self, alpha: float = 0.25, gamma: float = 2, reduction: str = "none") -> None:
+    def __init__(self, alpha: float = 0.25, gamma: float | Tensor = 2, reduction: str = "none") -> None:
         super().__init__()
-        self.alpha = alpha
-        self.gamma = gamma
+        self.alpha = float(alpha)
+        self.gamma: Any = gamma if isinstance(gamma, Tensor) else float(gamma)  # TorchScript does not convert an int
         self.reduction = reduction
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return sigmoid_focal_loss(inputs, targets, float(self.alpha), float(self.gamma), self.reduction)
+        return sigmoid_focal_loss(inputs, targets, self.alpha, self.gamma, self.reduction)
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"
+        gamma = "" if isinstance(self.gamma, Tensor) else f"gamma={self.gamma:g}, "
+        return f"alpha={self.alpha:g}, {gamma}reduction={self.reduction!r}"

@@ -341,3 +341,19 @@ def test_focal_module(route: Route) -> None:
     torch.testing.assert_close(torch.jit.script(module)(x, target), expected)
     assert repr(module) == "SigmoidFocalLoss(alpha=0.4, gamma=3, reduction='sum')"
     assert repr(SigmoidFocalLoss()) == "SigmoidFocalLoss(alpha=0.25, gamma=2, reduction='none')"
+
+
+@pytest.mark.parametrize("gamma", [nn.Parameter(torch.tensor(1.7)), torch.tensor(1.7, requires_grad=True)])
+def test_focal_gamma_to_be_learned(route: Route, gamma: Tensor) -> None:
+    """A gamma that is a tensor gets the gradient that float64 gives it; TorchScript refuses it."""
+    x, target = _random(4, 6, seed=1).to(route.device), _labels(4, 6).to(route.device)
+    module = SigmoidFocalLoss(gamma=gamma.to(route.device), reduction="sum")
+    assert [name for name, _ in module.named_parameters()] == ["gamma"] * isinstance(module.gamma, nn.Parameter)
+    (grad,) = torch.autograd.grad(module(x, target), module.gamma)
+    wide = gamma.detach().to(route.device, torch.float64).requires_grad_()
+    (expected,) = torch.autograd.grad(torch_focal(x.double(), target.double(), 0.25, wide, "sum"), wide)  # type: ignore[arg-type]
+    torch.testing.assert_close(grad.double(), expected, rtol=1e-5, atol=0)
+    assert repr(module) == "SigmoidFocalLoss(alpha=0.25, reduction='sum')"
+    scripted = torch.jit.script(module)
+    with pytest.raises(RuntimeError, match="Cannot input a tensor that requires grad as a scalar argument"):
+        scripted(x, target)
