@@ -15,9 +15,15 @@ from .launch import launch_prepared
 # to 8, 16 and 32 elements a thread, python -m bench codegen counts 9.4, 9.1 and 11.0 sm_90 instructions an element for
 # bfloat16 forward, 25.3, 24.9 and 25.0 for float32.
 BLOCK_SIZES = {2: 2048, 4: 2048, 8: 1024}
-# Registers that ptxas may give a thread, by the bytes of an element. Left alone it saves some in float32 and loads late
-# for it: σ's four loads want 55 registers to be under way before the first is waited for, and it would make do with 34.
-MAX_REGISTERS = {2: None, 4: 56, 8: None}
+
+
+def max_registers(itemsize: int, n_inputs: int) -> int | None:
+    """Registers that ptxas may give a thread; None: as many as it likes.
+
+    Left alone it saves some in float32 and loads late for it: σ's four loads want 55 registers to be under way before
+    the first is waited for, and it would make do with 34. The loads of three inputs want more than 56, and get them.
+    """
+    return 56 if itemsize == 4 and n_inputs < 3 else None
 
 
 @triton.jit
@@ -112,4 +118,4 @@ def launch(
     args = (scalars, inputs, outputs, n_elements, None if all(aligned) else 0, formula, constants, block_size)
     key = (formula, first.get_device(), constants, len(scalars), *aligned, *(tensor.dtype for tensor in tensors))
     grid = (triton.cdiv(n_elements, block_size), 1, 1)
-    launch_prepared(pointwise_kernel, grid, args, key, MAX_REGISTERS[first.element_size()])
+    launch_prepared(pointwise_kernel, grid, args, key, max_registers(first.element_size(), len(inputs)))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sigmoid_op.kernels import gates, losses, sigmoid
 from sigmoid_op.kernels.frame import frame
-from sigmoid_op.kernels.pointwise import BLOCK_SIZES, MAX_REGISTERS, pointwise_kernel
+from sigmoid_op.kernels.pointwise import BLOCK_SIZES, max_registers, pointwise_kernel
 from sigmoid_op.kernels.tiled import arguments, tiled_kernel, tiling
 
 Operands = tuple[Tensor, ...]
@@ -44,7 +44,7 @@ class Kernel:
 
     def max_registers(self, dtype: torch.dtype) -> int | None:
         """As ``launch`` has it compiled."""
-        return MAX_REGISTERS[dtype.itemsize]
+        return max_registers(dtype.itemsize, self.inputs)
 
     def arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
         """As ``launch`` passes them for operands of ``dtype``, of which a misaligned one is ``x[1:]``."""
