@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from bench import side_by_side
 from bench.digits import digits
 from bench.providers import OURS, TORCH
+from bench.reference import torchvision_focal_loss
 from bench.side_by_side import SEED, Learner, Loss, largest_difference
 from sigmoid_op.ops.bce import binary_cross_entropy_with_logits
-from sigmoid_op.ops.focal import sigmoid_focal_loss, torchvision_focal_loss
+from sigmoid_op.ops.focal import sigmoid_focal_loss
 
 TILES, N_LABELS, ZIPF_EXPONENT = 4, 10, 2
 HIDDEN, LEARNING_RATE = 64, 1e-2

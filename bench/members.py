@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from bench import rivals
 from bench.cases import Pass
+from bench.reference import torchvision_focal_loss
 from bench.rivals import Op, Rivals
 from sigmoid_op.ops.bce import binary_cross_entropy_with_logits
-from sigmoid_op.ops.focal import sigmoid_focal_loss, torchvision_focal_loss
+from sigmoid_op.ops.focal import sigmoid_focal_loss
 from sigmoid_op.ops.gate import sigmoid_gate
 from sigmoid_op.ops.glu import glu
 from sigmoid_op.ops.logsigmoid import logsigmoid

@@ -136,7 +136,7 @@ def _verdict(history: History) -> str:
         ran, allowed = "the fallback, PyTorch's own kernels", "equal bit for bit demanded"
     elif dispatch.INTERPRETED:
         ran = "its Triton kernels, in Triton's interpreter"
-    elif n_labels < dispatch.MIN_ELEMENTS:
+    elif n_labels < dispatch.MIN_ELEMENTS["bce"]:
         ran = "its Triton kernels, with the library's size threshold set to 0"
     else:
         ran = "its Triton kernels"

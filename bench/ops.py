@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import gcd
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bench import others
+from bench.reference import torchvision_focal_loss
 from sigmoid_op import (
     binary_cross_entropy_with_logits,
     dispatch,
@@ -23,7 +23,6 @@ from sigmoid_op import (
     silu,
     swiglu,
 )
-from sigmoid_op.ops.focal import torchvision_focal_loss
 
 Form = Callable[..., Tensor]  # one way to compute an op, called with the row's operands
 Operands = tuple[Tensor, ...]
@@ -65,14 +64,7 @@ class Op:
 @contextmanager
 def kernels_from(n_elements: int) -> Iterator[None]:
     """Set the sizes from which the library's kernels run, for all ops."""
-    thresholds: Any = dispatch.MIN_ELEMENTS
-    if not isinstance(thresholds, dict):
-        dispatch.MIN_ELEMENTS = n_elements
-        try:
-            yield
-        finally:
-            dispatch.MIN_ELEMENTS = thresholds
-        return
+    thresholds = dispatch.MIN_ELEMENTS
     before = dict(thresholds)
     thresholds.update(dict.fromkeys(before, n_elements))
     try:

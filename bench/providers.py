@@ -137,17 +137,17 @@ def kernel_call(provider: Provider, pass_: Pass, inputs: Inputs) -> Call:
 def kernels_from(n_elements: int) -> Iterator[None]:
     """Set the library's size threshold, below which CUDA runs PyTorch's kernel for it."""
     threshold = dispatch.MIN_ELEMENTS
-    dispatch.MIN_ELEMENTS = n_elements
+    dispatch.MIN_ELEMENTS = dict.fromkeys(threshold, n_elements)
     try:
         yield
     finally:
         dispatch.MIN_ELEMENTS = threshold
 
 
-kernels_for_all_sizes = partial(kernels_from, 0)
+kernels_for_all_sizes = partial(kernels_from, 1)
 
 
 def route(x: Tensor, *, by_user: bool) -> str:
     """What runs for the library: its kernel, or PyTorch's behind the wrapper. A user's call has the size threshold."""
-    takes_kernel = dispatch.worthwhile(x) if by_user else dispatch.supported(x)
+    takes_kernel = dispatch.takes("sigmoid", x) if by_user else dispatch.supported(x)
     return "kernel" if takes_kernel else "torch"

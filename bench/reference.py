@@ -60,3 +60,14 @@ def correctly_rounded(exact: Tensor, dtype: torch.dtype) -> Tensor:
 def every_16bit(dtype: torch.dtype) -> Tensor:
     """All 65,536 bit patterns of a 16-bit dtype."""
     return torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+
+
+def torchvision_focal_loss(
+    inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "mean"
+) -> Tensor:
+    """``torchvision.ops.sigmoid_focal_loss`` in its own operations: what the focal loss is compared with."""
+    p = torch.sigmoid(inputs)
+    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
+    p_t = p * targets + (1 - p) * (1 - targets)
+    out = (alpha * targets + (1 - alpha) * (1 - targets)) * (cross_entropy * ((1 - p_t) ** gamma))
+    return out.mean() if reduction == "mean" else out.sum() if reduction == "sum" else out

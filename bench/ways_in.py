@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         return code
     layout = Layout.contiguous([args.elements])
     case = Case(size_label(args.elements), "size", torch.float32, layout, layout)
-    threshold = args.elements + 1 if device.type == "cpu" else dispatch.MIN_ELEMENTS
+    threshold = args.elements + 1 if device.type == "cpu" else dispatch.MIN_ELEMENTS["sigmoid"]
     with one_thread(), kernels_from(threshold):
         where = environment(device)
         samples = {pass_: measure(case, pass_, device) for pass_ in PASSES}

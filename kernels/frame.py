@@ -1,7 +1,8 @@
 """Operands of one shape as batches of rows of columns: how the tiled template sees memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 # A program has 128 threads. Where each batch is a tile of fewer elements, PyTorch's kernels serve better.
 SMALLEST_TILE = 128
@@ -11,20 +12,18 @@ Strides = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Operands of one shape as batches of rows of columns: the sizes, and for each operand the three strides.
+    """Operands of one shape as batches of rows of columns: the sizes, and of each operand the steps along them.
 
-    ``order`` is the order of the shape's dimensions in memory, outermost first. A frame equals none but itself, which
-    makes it quick to look up; :func:`frame` returns the same one for the same operands.
+    The step of a row or a column is None where the operand is broadcast along it, or there is but one. ``order`` is the
+    order of the shape's dimensions in memory, outermost first. :func:`frame` returns the same frame for the same
+    operands.
     """
 
     sizes: tuple[int, int, int]
-    strides: tuple[tuple[int, int, int], ...]
+    steps: tuple[tuple[int, int | None, int | None], ...]
     order: tuple[int, ...]
-
-    @property
-    def is_flat(self) -> bool:
-        """One dense stretch of memory, the same for each operand."""
-        return self.sizes[:2] == (1, 1) and all(stride[2] == 1 for stride in self.strides)
+    is_flat: bool  # one dense stretch of memory, the same for each operand
+    tilings: dict[Any, Any] = field(default_factory=dict)  # how the tiled template cuts it, once it has
 
 
 @lru_cache(maxsize=4096)
@@ -56,5 +55,6 @@ def frame(shape: tuple[int, ...], strides: tuple[Strides, ...]) -> Frame | None:
     if batch > 1 and rows * columns < SMALLEST_TILE:
         return None
     steps = [[0] * len(strides)] * missing + steps
-    of_operands = tuple((b, r, c) for b, r, c in zip(*steps, strict=True))
-    return Frame((batch, rows, columns), of_operands, tuple(order))
+    of_operands = tuple((b, r or None, c or None) for b, r, c in zip(*steps, strict=True))
+    is_flat = batch == rows == 1 and all(step[2] for step in of_operands)
+    return Frame((batch, rows, columns), of_operands, tuple(order), is_flat)

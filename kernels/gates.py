@@ -12,11 +12,11 @@ import triton.language as tl  # noqa: F401  # the interpreter wants it beside ev
 from torch import Tensor
 
 from .elementwise import frame_of, in_order_of, write, write_gradient
-from .frame import Frame
 from .intrinsics import fma, widen
 from .pointwise import empty_output
 from .scalar import both_sides, sigmoid_of
-from .tiled import launch_tiled
+from .sums import add_up
+from .tiled import launch_tiled, tiling
 
 
 @triton.jit
@@ -88,48 +88,40 @@ def launch_gate_backward(grad_out: Tensor, x: Tensor, gate: Tensor, *, to_x: boo
     """grad_x = grad_out · σ(gate), and grad_gate = grad_out · x · σ'(gate), summed where ``gate`` was broadcast.
 
     Moves 5 bytes per byte of ``x``, 3 where ``gate`` is small; one less without ``to_x``, which leaves grad_x out. The
-    sums are accumulated in float32, or float64, in one order for all runs: each tile's in the kernel, and those of the
-    tiles by PyTorch.
+    sums are taken in one order for all runs: each tile's in float32, or float64 for float64, those of the tiles in
+    float64 by a second launch, which is left out where a tile holds all that is added up.
     """
     formula = sigmoid_gate_backward if to_x else sigmoid_gate_backward_to_gate
-    grad_x = (torch.empty_like(x),) if to_x else ()
+    grad_x = (empty_output(x),) if to_x else ()
     if gate.shape == x.shape:
-        grad_gate = torch.empty_like(gate)
-        if not write_gradient(formula, grad_out, (x, gate), (*grad_x, grad_gate)):
-            return None
-    else:
-        wide = gate.contiguous().expand_as(x)
+        grad_gate = empty_output(gate)
+        written = write_gradient(formula, grad_out, (x, gate), (*grad_x, grad_gate))
+        return (*grad_x, grad_gate) if written else None
+    gate = gate.contiguous()
+    wide, grad_gate = gate.expand_as(x), torch.empty_like(gate, memory_format=torch.contiguous_format)
+    layout = frame_of(*grad_x, grad_out, x, wide)
+    if layout is None:
+        grad_out = in_order_of(x, grad_out)
         layout = frame_of(*grad_x, grad_out, x, wide)
-        if layout is None:
-            grad_out = in_order_of(x, grad_out)
-            layout = frame_of(*grad_x, grad_out, x, wide)
-        axis = None if layout is None else _summed_axis(layout)
-        if layout is None or axis is None:
-            return None
-        (sums,) = launch_tiled(formula, (), (grad_out, x, wide), grad_x, layout, summed=1, axis=axis)
-        grad_gate = _sum_to(gate, sums, layout, axis)
+    if layout is None or all(layout.steps[-1][1:]):  # summed over batches alone, which no tile does
+        return None
+    batch_step, row_step, column_step = layout.steps[-1]
+    axis, step = (1, row_step) if column_step is None else (0, column_step)
+    tiles = tiling(layout, x.element_size(), axis)
+    batch, n_tiles, kept = tiles.shape_of_sums
+    # What is added up next: the tiles; the batches, too, where the gate has but one; and all where it is one number.
+    shape = (batch, n_tiles, kept) if batch_step else (1, batch * n_tiles, kept)
+    if step is None:
+        shape = (shape[0], shape[1] * kept, 1)
+    in_place = shape[1] == 1 and step in (1, None) and (shape[0] == 1 or batch_step == shape[2])
+    sums = grad_gate
+    if not in_place:
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        sums = torch.empty(shape, dtype=dtype, device=x.device)
+    launch_tiled(formula, (), (grad_out, x, wide), grad_x, layout, (), sums, axis)
+    if not in_place:
+        add_up(sums, grad_gate, (batch_step, step or 0))
     return *grad_x, grad_gate
-
-
-def _summed_axis(layout: Frame) -> int | None:
-    """Along which side of a tile the last operand is broadcast: 0 its rows, 1 its columns."""
-    _, row, column = layout.strides[-1]
-    return 1 if column == 0 else 0 if row == 0 else None
-
-
-def _sum_to(gate: Tensor, sums: Tensor, layout: Frame, axis: int) -> Tensor:
-    """The sums of tiles, [batch, tile, row or column], added up to the shape of ``gate``."""
-    batch, row, column = layout.strides[-1]
-    kept = row if axis == 1 else column
-    broadcast = [1]  # the tiles
-    if batch == 0:
-        broadcast.append(0)
-    if kept == 0:
-        broadcast.append(2)
-    padded = (1,) * (len(layout.order) - gate.dim()) + gate.shape
-    in_memory_order = sums.sum(broadcast).reshape([padded[d] for d in layout.order])
-    back = sorted(range(len(layout.order)), key=lambda position: layout.order[position])
-    return in_memory_order.permute(back).reshape(gate.shape).to(gate.dtype)
 
 
 def launch_glu(x: Tensor, dim: int) -> Tensor | None:
@@ -149,7 +141,7 @@ def launch_silu(x: Tensor) -> Tensor | None:
 
 def launch_silu_backward(grad_out: Tensor, x: Tensor) -> Tensor | None:
     """grad_x = grad_out · silu'(x). Moves 3 bytes per byte of ``x``."""
-    grad_x = torch.empty_like(x)
+    grad_x = empty_output(x)
     return grad_x if write_gradient(silu_backward, grad_out, (x,), (grad_x,)) else None
 
 
@@ -160,7 +152,7 @@ def launch_swiglu(gate: Tensor, up: Tensor) -> Tensor | None:
 
 def launch_swiglu_backward(grad_out: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor] | None:
     """grad_gate = grad_out · up · silu'(gate), grad_up = grad_out · silu(gate). Moves 5 bytes per byte of ``gate``."""
-    grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+    grad_gate, grad_up = empty_output(gate), empty_output(up)
     written = write_gradient(swiglu_backward, grad_out, (gate, up), (grad_gate, grad_up))
     return (grad_gate, grad_up) if written else None
 

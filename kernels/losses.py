@@ -19,11 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elementwise import frame_of, write, write_gradient
+from .elementwise import write, write_gradient, write_sum
 from .intrinsics import exp2_approx, fma, widen
-from .pointwise import empty_output
+from .pointwise import empty_output, factor
 from .scalar import log1p_exp, softplus, tail
-from .tiled import launch_tiled
 
 Constants = tuple[Any, ...]
 
@@ -215,7 +214,7 @@ def launch_logsigmoid(x: Tensor) -> Tensor | None:
 
 def launch_logsigmoid_backward(grad_out: Tensor, x: Tensor) -> Tensor | None:
     """grad_in = grad_out · σ(-x). Moves 3 bytes per byte of ``x``."""
-    grad_in = torch.empty_like(x)
+    grad_in = empty_output(x)
     return grad_in if write_gradient(logsigmoid_backward, grad_out, (x,), (grad_in,)) else None
 
 
@@ -273,23 +272,17 @@ def _loss(
     input, target, *_ = operands
     if reduction == "none":
         out = torch.empty_like(target, dtype=dtype)  # PyTorch's own result has the strides of the target, too
-        return out if write(formula, operands, (out,), constants=constants) else None
-    layout = frame_of(*operands)
-    if layout is None:
-        return None
-    (sums,) = launch_tiled(formula, (), operands, (), layout, constants=constants, summed=1)
-    divisor = input.numel() if reduction == "mean" else 1
-    return torch.div(sums.sum(dtype=torch.float64), divisor, out=torch.empty((), dtype=dtype, device=input.device))
+        return out if write(formula, operands, (out,), (), constants) else None
+    out = torch.empty((), dtype=dtype, device=input.device)
+    return out if write_sum(formula, operands, out, constants, reduction == "mean") else None
 
 
 def _gradient(
     formula: Any, grad_out: Tensor, operands: tuple[Tensor, ...], reduction: str, constants: Constants
 ) -> Tensor | None:
     input = operands[0]
-    grad_in = torch.empty_like(input)
+    grad_in = empty_output(input)
     if reduction == "none":
         return grad_in if write_gradient(formula, grad_out, operands, (grad_in,), constants) else None
-    of_each = grad_out.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
-    if reduction == "mean":
-        of_each = of_each / input.numel()
-    return grad_in if write(formula, operands, (grad_in,), (of_each,), constants) else None
+    scale = factor(1 / input.numel(), input.dtype) if reduction == "mean" else None
+    return grad_in if write(formula, operands, (grad_in,), (grad_out,), constants, scale) else None

@@ -1,5 +1,6 @@
 """The one launch template that every elementwise op shares: each byte in is read once, each byte out written once."""
 
+import struct
 from typing import Any
 
 import torch
@@ -7,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .intrinsics import round_to
-from .launch import launch_prepared
+from .intrinsics import fma, round_to, widen
+from .launch import launch as launch_kernel
 
 # Elements that one program handles, by the bytes of an element. With 4 warps of 32 threads, two 16-byte accesses a
 # thread and operand for 16-bit dtypes and four for wider ones. Not tuned on a GPU yet (python -m bench tune). Changed
@@ -36,26 +37,66 @@ def apply(formula: tl.constexpr, args, constants: tl.constexpr):
 
 
 @triton.jit
+def scaled(x, scale):
+    """x times ``scale`` (:func:`factor`), rounded once to the precision of x (of 16 bits: float32)."""
+    scale = scale.to(tl.int64)
+    x = widen(x)
+    if x.dtype == tl.float64:
+        return x * scale.to(tl.float64, bitcast=True)
+    else:
+        high = (scale >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+        return fma(x, high, x * scale.to(tl.int32).to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def store_sum(pointer, total, scale, mask=None):
+    """Store a sum, times ``scale`` where that is not None."""
+    dtype: tl.constexpr = pointer.dtype.element_ty
+    if scale is not None:
+        total = total.to(tl.float64) * scale.to(tl.int64).to(tl.float64, bitcast=True)
+    if total.dtype == tl.float64 and dtype != tl.float64:
+        total = total.to(tl.float32)
+    tl.store(pointer, round_to(total, dtype), mask=mask)
+
+
+@triton.jit
+def load_scalars(scalars, scale, SUMMED: tl.constexpr):
+    """The operands of one element; the first of them times ``scale``, unless that is for the sum."""
+    loaded = tl.tuple([tl.load(pointer) for pointer in scalars])
+    if scale is None or SUMMED:
+        return loaded
+    else:
+        return tl.tuple([scaled(loaded[0], scale)]) + loaded[1:]
+
+
+@triton.jit
 def _block(uniform, inputs, outputs, start, lane, mask, formula: tl.constexpr, constants: tl.constexpr):
-    """The elements start + lane, where ``mask`` allows."""
+    """Write the elements start + lane, where ``mask`` allows, and return all results."""
     loaded = tl.tuple([tl.load(pointer + start + lane, mask=mask) for pointer in inputs])
     results = apply(formula, uniform + loaded, constants)
     for i in tl.static_range(len(outputs)):
         tl.store(outputs[i] + start + lane, round_to(results[i], outputs[i].dtype.element_ty), mask=mask)
+    return results
 
 
-@triton.jit(do_not_specialize=["n_elements", "zero"])
+@triton.jit(do_not_specialize=["n_elements", "zero", "scale"])
 def pointwise_kernel(
     scalars,
     inputs,
     outputs,
+    sums,
     n_elements: tl.int64,
     zero,
+    scale,
     formula: tl.constexpr,
     constants: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
     """outputs[i] = formula(*scalars, *inputs)[i], element by element, in the order in which they lie in memory.
+
+    Where ``sums`` is given, the result after those of the outputs is added up, each block by itself, in one order.
+    ``scale`` multiplies that sum, being the bits of a float64; where there is none, the first scalar, as :func:`factor`
+    says. It may be None.
 
     A full block runs without a mask. One that the compiler cannot prove uniform over 16 bytes would split every access
     of the last block into single elements, and their addresses and predicates would take so many registers (56 for σ in
@@ -73,14 +114,21 @@ def pointwise_kernel(
     if zero is not None:
         start += zero
     lane = tl.arange(0, BLOCK_SIZE)
-    uniform = tl.tuple([tl.load(pointer) for pointer in scalars])
+    uniform = load_scalars(scalars, scale, sums is not None)
+    # Each branch has names of its own: what both define, the compiler would carry out of them.
     if start + BLOCK_SIZE <= n_elements:
-        _block(uniform, inputs, outputs, start, lane, None, formula, constants)
+        of_full = _block(uniform, inputs, outputs, start, lane, None, formula, constants)
+        if sums is not None:
+            store_sum(sums + tl.program_id(0), tl.sum(of_full[len(outputs)], axis=0), scale)
     else:
         whole = n_elements // 16 * 16
-        _block(uniform, inputs, outputs, start, lane, start + lane < whole, formula, constants)
+        of_cut = _block(uniform, inputs, outputs, start, lane, start + lane < whole, formula, constants)
         rest = tl.arange(0, 16)
-        _block(uniform, inputs, outputs, whole, rest, whole + rest < n_elements, formula, constants)
+        of_rest = _block(uniform, inputs, outputs, whole, rest, whole + rest < n_elements, formula, constants)
+        if sums is not None:
+            total = tl.sum(tl.where(start + lane < whole, of_cut[len(outputs)], 0.0), axis=0)
+            total += tl.sum(tl.where(whole + rest < n_elements, of_rest[len(outputs)], 0.0), axis=0)
+            store_sum(sums + tl.program_id(0), total, scale)
 
 
 def empty_output(x: Tensor) -> Tensor:
@@ -95,27 +143,50 @@ def empty_output(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
+def bits_of(factor: float) -> int:
+    """A float64 as the integer that a kernel takes for its ``scale``; Triton's own float arguments have 32 bits."""
+    (bits,) = struct.unpack("q", struct.pack("d", factor))
+    return int(bits)
+
+
+def factor(value: float, dtype: torch.dtype) -> int:
+    """A factor of scalars of ``dtype``: the bits of a float64, or else of two float32 whose sum it is."""
+    if dtype == torch.float64:
+        return bits_of(value)
+    (high,) = struct.unpack("f", struct.pack("f", value))
+    return int(struct.unpack("q", struct.pack("ff", value - high, high))[0])
+
+
+def block_size(x: Tensor) -> int:
+    """How many elements of ``x``, the first output or else the first input, one program handles."""
+    return BLOCK_SIZES[x.element_size()]
+
+
 def launch(
     formula: Any,
     scalars: tuple[Tensor, ...],
     inputs: tuple[Tensor, ...],
     outputs: tuple[Tensor, ...],
     constants: tuple[Any, ...] = (),
+    sums: Tensor | None = None,
+    scale: int | None = None,
 ) -> None:
-    """Write ``formula(*scalars, *inputs)`` to ``outputs``.
+    """Write ``formula(*scalars, *inputs)`` to ``outputs``, and to ``sums`` the sum of one more result, block by block.
 
     ``inputs`` and ``outputs`` are dense tensors of one shape and one memory layout on one device; each of ``scalars``
     holds one element. A formula is compiled for each set of its ``constants``. Nothing is checked here: the callers in
     this package do.
     """
-    first = outputs[0]
-    n_elements = first.numel()
+    first = outputs[0] if outputs else inputs[0]
+    n_elements = inputs[0].numel()
     if n_elements == 0:
         return
-    tensors = scalars + inputs + outputs
-    aligned = [tensor.data_ptr() % 16 == 0 for tensor in tensors]
-    block_size = BLOCK_SIZES[first.element_size()]
-    args = (scalars, inputs, outputs, n_elements, None if all(aligned) else 0, formula, constants, block_size)
-    key = (formula, first.get_device(), constants, len(scalars), *aligned, *(tensor.dtype for tensor in tensors))
-    grid = (triton.cdiv(n_elements, block_size), 1, 1)
-    launch_prepared(pointwise_kernel, grid, args, key, max_registers(first.element_size(), len(inputs)))
+    tensors = (*scalars, *inputs, *outputs) if sums is None else (*scalars, *inputs, *outputs, sums)
+    aligned = [x.data_ptr() % 16 == 0 for x in tensors]
+    zero = None if all(aligned) else 0
+    size = BLOCK_SIZES[first.element_size()]
+    args = (scalars, inputs, outputs, sums, n_elements, zero, scale, formula, constants, size)
+    counts = (len(scalars), len(outputs), sums is None, scale is None)
+    key = (id(formula), first.get_device(), constants, counts, *aligned, *[x.dtype for x in tensors])
+    programs = (n_elements - 1) // size + 1
+    launch_kernel(pointwise_kernel, programs, args, key, max_registers(first.element_size(), len(inputs)))

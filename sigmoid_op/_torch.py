@@ -40,6 +40,9 @@ functorch_active: Callable[[], bool] = _find("torch._C", "_are_functorch_transfo
 is_functorch_wrapped: Callable[[Tensor], bool] = _find("torch._C", "_functorch.is_functorch_wrapped_tensor", _yes)
 is_legacy_batched: Callable[[Any], bool] = _find("torch._C", "_functorch.is_legacy_batchedtensor", _yes)
 
+# What a transform has wrapped, one level of it.
+unwrapped: Callable[[Tensor], Tensor] = _find("torch._C", "_functorch.get_unwrapped", Tensor.detach)
+
 # Whether torch.jit.trace is recording.
 is_tracing: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)
 

@@ -1,9 +1,9 @@
-"""The only place that says which tensors a Triton kernel is for, and why.
+"""The only place that says when a kernel runs, and why.
 
-Can a kernel read this tensor (:func:`readable`, :func:`supported`), and is it faster there, for σ (:func:`worthwhile`)
-or for an op of the family (:func:`fuses`)? Whatever a kernel does not take goes to PyTorch's own operators, which are
-right for everything. How operands must lie beside each other is said where they meet: ``shared.kernel_operand``,
-``ops/shared.py``, and ``kernels/frame.py``, which refuses what the templates cannot read.
+:func:`takes` answers for a call: can a kernel read these tensors, and is it faster there? :func:`records` says whether
+autograd wants to know of the call, :func:`reads` whether a gradient's kernel can read its operands. Whatever a kernel
+does not take goes to PyTorch's own operators, which are right for everything. How operands must lie beside each other
+is said in ``kernels/frame.py``, which refuses what the templates cannot read.
 """
 
 import os
@@ -14,29 +14,54 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from sigmoid_op import _torch
+from sigmoid_op._torch import (
+    MISSING,
+    dispatch_keys,
+    dispatch_mode_depth,
+    forward_ad_level,
+    function_mode_depth,
+    function_mode_watches,
+    functorch_active,
+    is_functorch_wrapped,
+    is_legacy_batched,
+    is_tracing,
+    unwrapped,
+)
 
 HAS_TRITON: bool = find_spec("triton") is not None
 
 # Triton's own switch: its kernels run in its interpreter, on CPU tensors. Read once, as Triton reads it once.
 INTERPRETED: bool = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "y", "yes"}
 
-# Whether any tensor could take a kernel in this process. Where none can, a call pays for nothing but this: on the CPU
-# build of PyTorch that keeps sigmoid() within 1.2 of torch.sigmoid at 16 elements (python -m bench host).
+# Whether any tensor could take a kernel in this process. Where none can, a call pays for nothing but this.
 # Not on AMD: the kernels compile for it (python -m bench codegen), but the error of its 2^x and 1/x is not bounded.
-AVAILABLE: bool = not _torch.MISSING and (INTERPRETED or (HAS_TRITON and torch.version.cuda is not None))
+AVAILABLE: bool = not MISSING and (INTERPRETED or (HAS_TRITON and torch.version.cuda is not None))
+
+# The number of elements from which an op takes a kernel. σ, silu, glu and logsigmoid are one launch in PyTorch, too,
+# whose host cost is lower than ours: 2^23 elements take an H200's memory 7 µs or more, longer than our launch takes the
+# host. The others replace several launches. docs/benchmarks.md has the model, python -m bench tune measures it.
+MIN_ELEMENTS: dict[str, int] = {
+    "sigmoid": 2**23,
+    "silu": 2**23,
+    "glu": 2**23,
+    "logsigmoid": 2**23,
+    "swiglu": 1,
+    "gate": 1,
+    "bce": 1,
+    "focal": 1,
+}
 
 
-def _min_elements() -> int:
-    text = os.environ.get("SIGMOID_OP_MIN_ELEMENTS", str(2**23))
-    if not text.isdecimal():
-        raise ValueError(f"SIGMOID_OP_MIN_ELEMENTS must be a number of elements, got {text!r}")
-    return int(text)
+def _min_elements(text: str | None) -> dict[str, int]:
+    """The table, or one number for all ops where the environment variable gives it."""
+    if text is None:
+        return MIN_ELEMENTS
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"SIGMOID_OP_MIN_ELEMENTS must be a number of elements, such as 1048576; got {text!r}")
+    return dict.fromkeys(MIN_ELEMENTS, int(text))
 
 
-# Smaller tensors go to torch.sigmoid, whose launch costs less host time; it saves the same tensor for backward.
-# Not measured yet: 2^23 elements take an H200's memory 7 us or more, longer than our launch should take the host.
-MIN_ELEMENTS: int = 0 if INTERPRETED else _min_elements()
+MIN_ELEMENTS = _min_elements("1" if INTERPRETED else os.environ.get("SIGMOID_OP_MIN_ELEMENTS"))
 
 # Asked before anything else of a tensor: of a subclass, any question is a call that its ``__torch_function__`` sees.
 TENSOR_TYPES: frozenset[type[Tensor]] = frozenset({Tensor, Parameter})
@@ -44,104 +69,121 @@ TENSOR_TYPES: frozenset[type[Tensor]] = frozenset({Tensor, Parameter})
 HALF_DTYPES: frozenset[torch.dtype] = frozenset({torch.float16, torch.bfloat16})
 KERNEL_DTYPES: frozenset[torch.dtype] = HALF_DTYPES | {torch.float32, torch.float64}
 
-_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
-_is_tracing = _torch.is_tracing
+_is_compiling = torch.compiler.is_compiling
 
 
-def worthwhile(x: Tensor) -> bool:
-    """Whether a kernel takes ``x`` and is faster there than ``torch.sigmoid``."""
-    # Every small CUDA tensor comes this way: these are the cheapest questions that will do (python -m bench ways_in).
-    # In this order, as comparing the number of elements would tie a compiled or traced graph to the size.
-    return (
-        (x.is_cuda or INTERPRETED)
-        and not _is_dynamo_compiling()
-        and not _is_tracing()
-        and x.numel() >= MIN_ELEMENTS
-        and supported(x)
-    )
+def takes(op: str, first: Tensor, *others: Tensor) -> bool:
+    """Whether ``op`` runs as a kernel on these; ``first`` has as many elements as any.
 
-
-def fuses(first: Tensor, *others: Tensor) -> bool:
-    """Whether an op of the family runs on these as one Function; ``first`` has as many elements as any.
-
-    Not under a compiler or a transform, nor on tangents: they take PyTorch's own form, which they can see into. Nor
-    where something is an inference tensor that a gradient would need: PyTorch's form saves others. But whether a mode
-    watches makes no difference, as it may for part of the time: checkpointing hands backward what a second forward
-    saved, and does not notice that another form of the op saved other tensors.
+    Not under a compiler or a transform, nor on tangents, which see into PyTorch's own form; nor where something is an
+    inference tensor that a gradient would need, as PyTorch's form saves others. A mode that watches operators makes no
+    difference here but in :func:`is_watched`: it may be on for part of the time, and checkpointing hands backward what
+    a second forward saved, without noticing that another form of the op saved other tensors.
     """
-    # The cheapest questions come first, in the order that ``worthwhile`` needs: most calls on a GPU are small.
-    return (
+    # The cheapest questions come first, as most calls on a GPU are small; and those about compilers before the number
+    # of elements, comparing which would tie a compiled or traced graph to the size.
+    if not (
         type(first) in TENSOR_TYPES
         and (first.is_cuda or INTERPRETED)
-        and not _is_dynamo_compiling()
-        and not _is_tracing()
-        and first.numel() >= max(MIN_ELEMENTS, 1)
-        and all(type(x) in TENSOR_TYPES and _is_plain(x) and x.device == first.device for x in (first, *others))
-        and not (torch.is_grad_enabled() and any(x.is_inference() for x in (first, *others)))
-        and not (in_forward_mode() and any(_has_tangent(x) for x in (first, *others)))
-    )
-
-
-def in_forward_mode() -> bool:
-    """Whether tensors may carry tangents, which a kernel would lose."""
-    return _torch.forward_ad_level() >= 0
+        and is_eager()
+        and first.numel() >= MIN_ELEMENTS[op]
+        and _is_readable(first)
+    ):
+        return False
+    for x in others:
+        if type(x) not in TENSOR_TYPES or not _is_readable(x) or x.get_device() != first.get_device():
+            return False
+    if forward_ad_level() >= 0 and any(_has_tangent(x) for x in (first, *others)):
+        return False
+    return not (torch.is_grad_enabled() and any(map(Tensor.is_inference, (first, *others))))
 
 
 def _has_tangent(x: Tensor) -> bool:
-    tangent = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return tangent is not None
+    """Whether ``x`` carries a tangent of forward-mode differentiation, which a kernel would lose."""
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
-def supported(x: Tensor) -> bool:
-    """Whether a Triton kernel can take ``x`` in its memory order and give a result of the same strides."""
-    return readable(x) and is_dense(x)
+def is_eager() -> bool:
+    """Neither a compiler nor a transform is at work: they must see PyTorch's operators, not a kernel of ours."""
+    return not (_is_compiling() or is_tracing() or functorch_active())
 
 
-def readable(x: Tensor) -> bool:
-    """Whether a Triton kernel may load the elements of ``x``, wherever they lie, and no mode is to see operators."""
-    return _is_plain(x) and not is_watched(x)
+def _is_readable(x: Tensor) -> bool:
+    return (x.is_cuda or (INTERPRETED and x.is_cpu)) and x.dtype in KERNEL_DTYPES and is_ordinary(x)
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether ``x`` has elements that a Triton kernel can load, outside compilers and transforms."""
-    return (
-        (x.is_cuda or (INTERPRETED and x.is_cpu))
-        and AVAILABLE
-        and x.dtype in KERNEL_DTYPES
-        and _called_eagerly()  # before the next, which Dynamo cannot trace
-        and is_ordinary(x)
-    )
+def records(*operands: Tensor | None) -> bool:
+    """Whether autograd records a call on these, in reverse mode."""
+    if torch.is_grad_enabled():
+        for x in operands:
+            if x is not None and x.requires_grad:
+                return True
+    return False
+
+
+def is_differentiated(x: Tensor) -> bool:
+    """Whether this very tensor is differentiated, in whatever mode and under whatever transform."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return True
+    if _is_compiling():
+        return functorch_active()
+    if not (x.is_floating_point() or x.is_complex()) or x.is_mkldnn:
+        return False
+    if forward_ad_level() >= 0 and _has_tangent(x):
+        return True
+    return is_functorch_wrapped(x) and (x.requires_grad or is_differentiated(unwrapped(x)))
+
+
+def reads(*operands: Tensor | None) -> bool:
+    """Whether a kernel may take these where nothing is differentiated: in a backward, say.
+
+    Not where the gradient is differentiated again, nor where a mode is to see operators.
+    """
+    if not AVAILABLE or torch.is_grad_enabled() or forward_ad_level() >= 0 or not is_eager() or is_watched():
+        return False
+    for x in operands:  # noqa: SIM110  # a generator would take twice as long
+        if x is not None and not (type(x) in TENSOR_TYPES and _is_readable(x)):
+            return False
+    return True
+
+
+_ordinary: dict[int, bool] = {}  # by the dispatcher's keys of a tensor, of which there are few
 
 
 def is_ordinary(x: Tensor) -> bool:
-    """Neither a subclass, nor sparse, nested, lazily negated, a symbolic zero or wrapped: its memory holds its values.
+    """Neither sparse, nested, lazily negated, a symbolic zero nor wrapped: its memory holds its values.
 
-    torch.func wraps tensors, which outlive their transform in the function that ``vjp`` returns. The older vmap, which
-    batched gradients (``is_grads_batched=True``) still use, has a wrapper of its own.
+    All this is in the key set by which PyTorch's own dispatcher finds an operator, so each set is asked once.
+    """
+    keys = dispatch_keys(x)
+    known = _ordinary.get(keys)
+    if known is None or keys < 0:
+        known = _ordinary[keys] = _is_ordinary(x)
+    return known
+
+
+def _is_ordinary(x: Tensor) -> bool:
+    """torch.func wraps tensors, which outlive their transform in the function that ``vjp`` returns. The older vmap,
+    which batched gradients (``is_grads_batched=True``) still use, has a wrapper of its own.
     """
     return (
-        type(x) in TENSOR_TYPES
-        and x.layout is torch.strided
+        x.layout is torch.strided
         and not x.is_nested
         and not x.is_neg()
         and not x._is_zerotensor()
-        and not _torch.is_functorch_wrapped(x)
-        and not _torch.is_legacy_batched(x)
+        and not is_functorch_wrapped(x)
+        and not is_legacy_batched(x)
     )
 
 
-def _called_eagerly() -> bool:
-    """Neither a compiler nor a transform is at work: they must see ``aten::sigmoid``, not a kernel of ours."""
-    return not (
-        torch.compiler.is_compiling() or _is_tracing() or _torch.functorch_active()
-    )  # fmt: skip
-
-
-def is_watched(x: Tensor) -> bool:
+def is_watched() -> bool:
     """Whether a mode is to see each operator."""
-    if _torch.dispatch_mode_depth():
-        return True
-    return torch.overrides.has_torch_function_unary(x) and _torch.function_mode_watches()
+    return dispatch_mode_depth() > 0 or (function_mode_depth() > 0 and function_mode_watches())
+
+
+def supported(x: Tensor) -> bool:
+    """Whether a σ kernel can take ``x`` in its memory order and give a result of the same strides."""
+    return AVAILABLE and type(x) in TENSOR_TYPES and is_eager() and _is_readable(x) and is_dense(x) and not is_watched()
 
 
 def is_dense(x: Tensor) -> bool:

@@ -98,7 +98,7 @@ _Beneath = Callable[..., Tensor]
 
 
 def _takes(x: Tensor) -> bool:
-    return _enabled > 0 and type(x) in dispatch.TENSOR_TYPES and dispatch.worthwhile(x)
+    return _enabled > 0 and dispatch.supported(x) and x.numel() >= dispatch.MIN_ELEMENTS["sigmoid"]
 
 
 def _sigmoid(beneath: _Beneath, keyset: Any, x: Tensor) -> Tensor:

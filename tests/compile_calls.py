@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bench.codegen.compile import TARGETS, compiling_for
 from sigmoid_op import dispatch, logsigmoid, sigmoid, sigmoid_
-from sigmoid_op.kernels import pointwise, tiled
 from sigmoid_op.kernels.launch import FP_FUSION, NUM_WARPS
+from tests.conftest import kernels_from, launched_name, replace_launches
 from tests.losses import LOSSES, REDUCTIONS
 from tests.members import MEMBERS
 
@@ -24,14 +24,14 @@ compiled: set[str] = set()
 
 def compile_only(
     kernel: Any,
-    grid: tuple[int, int, int],
+    programs: int,
     args: tuple[Any, ...],
     key: tuple[Any, ...],
     max_registers: int | None = None,
 ) -> None:
-    """What ``launch_prepared`` does at first, up to the launch: the results stay as they were allocated."""
-    kernel.warmup(*args, grid=grid, num_warps=NUM_WARPS, maxnreg=max_registers, enable_fp_fusion=FP_FUSION)
-    compiled.add(key[0].__name__)
+    """What ``launch`` does at first, up to the launch: the results stay as they were allocated."""
+    kernel.warmup(*args, grid=(1, 1, 1), num_warps=NUM_WARPS, maxnreg=max_registers, enable_fp_fusion=FP_FUSION)
+    compiled.add(launched_name(kernel, args))
 
 
 def differentiate(out: Tensor) -> None:
@@ -67,9 +67,8 @@ def call_family() -> None:
 
 def main() -> None:
     with pytest.MonkeyPatch.context() as patch, compiling_for(TARGETS["sm_90"]):
-        for template in (pointwise, tiled):
-            patch.setattr(template, "launch_prepared", compile_only)
-        for name, value in (("AVAILABLE", True), ("INTERPRETED", True), ("MIN_ELEMENTS", 0)):
+        replace_launches(patch, compile_only)
+        for name, value in (("AVAILABLE", True), ("INTERPRETED", True), ("MIN_ELEMENTS", kernels_from(1))):
             patch.setattr(dispatch, name, value)  # CPU tensors take the way of large CUDA tensors
         call_sigmoid()
         call_family()

@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from sigmoid_op import dispatch
-from tests.fake_kernel import FakeKernel
+from tests.fake_kernel import FakeDriver, FakeKernel
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,12 +55,23 @@ def _interpret_faster() -> None:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    patch_lang, scope = interpreter._patch_lang, interpreter._LangPatchScope
-    interpreter._patch_lang = lambda fn: patch_lang(fn) if tl.core.is_builtin(tl.load) else scope()
+    patch_lang, nothing_to_restore = interpreter._patch_lang, interpreter._LangPatchScope
+
+    def patch_once(fn: Any) -> Any:
+        modules = [module for module in fn.__globals__.values() if module is tl or module is tl.core]
+        is_patched = not any(tl.core.is_builtin(module.load) for module in modules)
+        return nothing_to_restore() if is_patched else patch_lang(fn)
+
+    interpreter._patch_lang = patch_once
 
 
 if dispatch.INTERPRETED:
     _interpret_faster()
+
+
+def kernels_from(n_elements: int) -> dict[str, int]:
+    """The table of thresholds, with one number for all ops."""
+    return dict.fromkeys(dispatch.MIN_ELEMENTS, n_elements)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,7 +86,7 @@ def _take(route: Route, monkeypatch: pytest.MonkeyPatch) -> Route:
         pytest.skip("compiled kernels run in this process; TRITON_INTERPRET=1 runs them in the interpreter")
     if route is FALLBACK:
         monkeypatch.setattr(dispatch, "INTERPRETED", False)
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 0)
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(1))
     return route
 
 
@@ -96,38 +108,52 @@ def fallback(monkeypatch: pytest.MonkeyPatch) -> Route:
     return _take(FALLBACK, monkeypatch)
 
 
+def replace_launches(monkeypatch: pytest.MonkeyPatch, launch: Callable[..., None]) -> None:
+    """``launch(kernel, programs, args, key, max_registers)`` in place of every launch of the library."""
+    from sigmoid_op.kernels import pointwise, sums, tiled
+
+    for template in (pointwise, tiled, sums):
+        monkeypatch.setattr(template, "launch_kernel", launch)
+
+
+def launched_name(kernel: Any, args: tuple[Any, ...]) -> str:
+    """That of the formula launched, or of a kernel that has none."""
+    name: str = next((arg for arg in args if callable(arg)), kernel).__name__
+    return name
+
+
+def formulas_of(launches: list[str]) -> list[str]:
+    """Those of the launches that have one: the others add up sums."""
+    return [name for name in launches if name != "sums_kernel"]
+
+
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the formulas launched so far, by either template."""
-    from sigmoid_op.kernels import launch as prepared
-    from sigmoid_op.kernels import pointwise, tiled
+    """The names of what was launched so far: the formulas, and ``sums_kernel``."""
+    from sigmoid_op.kernels.launch import launch
 
     names: list[str] = []
-    launch = prepared.launch_prepared
 
-    def record(
-        kernel: object, grid: tuple[int, int, int], args: tuple[Any, ...], key: tuple[Any, ...], *options: Any
-    ) -> None:
-        names.append(key[0].__name__)
-        launch(kernel, grid, args, key, *options)
+    def record(kernel: Any, programs: int, args: tuple[Any, ...], *options: Any) -> None:
+        names.append(launched_name(kernel, args))
+        launch(kernel, programs, args, *options)
 
-    for template in (pointwise, tiled):
-        monkeypatch.setattr(template, "launch_prepared", record)
+    replace_launches(monkeypatch, record)
     return names
 
 
 @pytest.fixture
 def jit(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
-    """The launch path of a GPU, up to the launch itself, on CPU tensors: one fake stands for both templates."""
-    from sigmoid_op.kernels import launch as prepared
-    from sigmoid_op.kernels import pointwise, tiled
+    """The launch path of a GPU, up to the launch itself, on CPU tensors: one fake stands for all templates."""
+    from sigmoid_op.kernels import launch, pointwise, sums, tiled
 
     kernel = FakeKernel()
-    monkeypatch.setattr(prepared, "INTERPRETED", False)
-    monkeypatch.setattr(prepared, "_prepared", {})
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "_compiled", {})
+    monkeypatch.setattr(launch, "driver", SimpleNamespace(active=FakeDriver()))
     monkeypatch.setattr(pointwise, "pointwise_kernel", kernel)
     monkeypatch.setattr(tiled, "tiled_kernel", kernel)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)  # the device index of a CPU tensor
+    monkeypatch.setattr(sums, "sums_kernel", kernel)
     return kernel
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sigmoid_op.kernels import gates, losses, sigmoid
 from sigmoid_op.kernels.frame import frame
 from sigmoid_op.kernels.pointwise import BLOCK_SIZES, max_registers, pointwise_kernel
-from sigmoid_op.kernels.tiled import arguments, tiled_kernel, tiling
+from sigmoid_op.kernels.tiled import arguments, tiled_kernel
 
 Operands = tuple[Tensor, ...]
 
@@ -32,7 +32,9 @@ class Kernel:
     scalars: int
     inputs: int
     outputs: int
-    constants: tuple[Any, ...] = ()
+    constants: Callable[[torch.dtype], tuple[Any, ...]] = lambda dtype: ()
+    summed: bool = False
+    scaled: bool = False
     template: Any = pointwise_kernel
     n_elements: int = 2**20
     misaligned_inputs: bool = False
@@ -56,7 +58,10 @@ class Kernel:
         outputs = operands(self.outputs, self.misaligned_outputs)
         zero = 0 if self.misaligned_inputs or self.misaligned_outputs else None
         block_size = BLOCK_SIZES[dtype.itemsize]
-        return scalars, inputs, outputs, self.n_elements, zero, self.formula, self.constants, block_size
+        constants = self.constants(dtype)
+        sums = meta((2**10,), torch.float64 if dtype == torch.float64 else torch.float32) if self.summed else None
+        scale = 2**62 if self.scaled else None
+        return scalars, inputs, outputs, sums, self.n_elements, zero, scale, self.formula, constants, block_size
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,8 @@ class TiledKernel:
     name: str
     formula: Any
     operands: Callable[[torch.dtype], tuple[Operands, Operands]]
-    scalars: int = 0
     constants: Callable[[torch.dtype], tuple[Any, ...]] = lambda dtype: ()
-    summed: int = 0
+    summed: bool = False
     axis: int | None = None
     template: Any = tiled_kernel
 
@@ -86,9 +90,8 @@ class TiledKernel:
         inputs, outputs = self.operands(dtype)
         layout = frame(inputs[0].shape, tuple(x.stride() for x in outputs + inputs))
         assert layout is not None
-        scalars = (meta((1,), torch.float64 if dtype == torch.float64 else torch.float32),) * self.scalars
-        tiles = tiling(layout, (outputs + inputs)[0].element_size(), self.axis)
-        return arguments(self.formula, scalars, inputs, outputs, tiles, self.constants(dtype), self.summed, self.axis)
+        sums = meta((2**10,), torch.float64 if dtype == torch.float64 else torch.float32) if self.summed else None
+        return arguments(self.formula, (), inputs, outputs, layout, self.constants(dtype), sums, self.axis, None)
 
 
 def _bytes(x: Tensor) -> int:
@@ -112,11 +115,6 @@ def _channels(dtype: torch.dtype, *, backward: bool, channels_last: bool) -> tup
     x = meta((64, 256, 56, 56), dtype, (0, 2, 3, 1) if channels_last else None)
     gate = meta((64, 256, 1, 1), dtype).expand_as(x)
     return ((x, x, gate) if backward else (x, gate)), (x,)
-
-
-def _loss(dtype: torch.dtype) -> tuple[Operands, Operands]:
-    """Input and target; the result is a sum."""
-    return (meta((2**20,), dtype),) * 2, ()
 
 
 def _is_wide(dtype: torch.dtype) -> bool:
@@ -144,10 +142,10 @@ FAMILY: tuple[Kernel | TiledKernel, ...] = (
     Kernel("swiglu backward", gates.swiglu_backward, scalars=0, inputs=3, outputs=2),
     Kernel("logsigmoid", losses.logsigmoid, scalars=0, inputs=1, outputs=1),
     Kernel("logsigmoid backward", losses.logsigmoid_backward, scalars=0, inputs=2, outputs=1),
-    TiledKernel("BCE", losses.bce, _loss, constants=lambda dtype: (False, False, _is_wide(dtype)), summed=1),
-    Kernel("BCE backward", losses.bce_backward, scalars=1, inputs=2, outputs=1, constants=(False, False)),
-    TiledKernel("focal", losses.focal, _loss, constants=lambda dtype: (0.25, 2.0, _is_wide(dtype)), summed=1),
-    Kernel("focal backward", losses.focal_backward, scalars=1, inputs=2, outputs=1, constants=(0.25, 2.0)),
+    Kernel("BCE", losses.bce, 0, 2, 0, lambda dtype: (False, False, _is_wide(dtype)), summed=True),
+    Kernel("BCE backward", losses.bce_backward, 1, 2, 1, lambda dtype: (False, False), scaled=True),
+    Kernel("focal", losses.focal, 0, 2, 0, lambda dtype: (0.25, 2.0, _is_wide(dtype)), summed=True),
+    Kernel("focal backward", losses.focal_backward, 1, 2, 1, lambda dtype: (0.25, 2.0), scaled=True),
     TiledKernel("packed swiglu", gates.swiglu, partial(_packed, backward=False)),
     TiledKernel("packed swiglu backward", gates.swiglu_backward, partial(_packed, backward=True)),
     TiledKernel("glu", gates.sigmoid_gate, partial(_packed, backward=False)),
@@ -157,7 +155,7 @@ FAMILY: tuple[Kernel | TiledKernel, ...] = (
         "channel gate backward",
         gates.sigmoid_gate_backward,
         partial(_channels, backward=True, channels_last=False),
-        summed=1,
+        summed=True,
         axis=1,
     ),
     TiledKernel("channel gate NHWC", gates.sigmoid_gate, partial(_channels, backward=False, channels_last=True)),
@@ -165,7 +163,7 @@ FAMILY: tuple[Kernel | TiledKernel, ...] = (
         "channel gate NHWC backward",
         gates.sigmoid_gate_backward,
         partial(_channels, backward=True, channels_last=True),
-        summed=1,
+        summed=True,
         axis=0,
     ),
 )

@@ -10,32 +10,7 @@ from torch.nn import functional as F
 
 from sigmoid_op import dispatch
 from sigmoid_op.ops import shared
-
-
-class BCEWithLogitsFunction(Function):
-    """The loss with the gradient of its input. Saved for backward: all its tensors, and no result of them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: str
-    ) -> Tensor:
-        from sigmoid_op.kernels.losses import launch_bce
-
-        shared.save(ctx, input, target, weight, pos_weight)
-        ctx.reduction = reduction
-        dtype = shared.result_dtype(target.dtype, input.device)
-        kernel, op = partial(launch_bce, reduction=reduction, dtype=dtype), partial(_op, reduction=reduction)
-        return shared.forward(kernel, op, input, target, weight, pos_weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
-        from sigmoid_op.kernels.losses import launch_bce_backward
-
-        kernel, operators = (
-            partial(launch_bce_backward, reduction=ctx.reduction),
-            partial(_gradient, reduction=ctx.reduction),
-        )
-        return shared.backward(kernel, operators, grad_out, *ctx.saved_tensors), None, None, None, None
+from sigmoid_op.ops.shared import kernels
 
 
 def _op(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: str) -> Tensor:
@@ -48,7 +23,39 @@ def _gradient(
     s, s_minus = shared.both_sides(x)
     positive = y if pos_weight is None else pos_weight * y
     slope = (1 - y) * s - positive * s_minus
-    return shared.of_each(grad_out, x, reduction) * (slope if weight is None else weight * slope)
+    return shared.grad_per_element(grad_out, x, reduction) * (slope if weight is None else weight * slope)
+
+
+def _forward(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: str) -> Tensor:
+    out: Tensor | None = None
+    if not dispatch.is_watched():
+        dtype = shared.result_dtype(target.dtype, input.device.type)
+        out = kernels.losses.launch_bce(input, target, weight, pos_weight, reduction, dtype)
+    return _op(input, target, weight, pos_weight, reduction) if out is None else out
+
+
+class BCEWithLogitsFunction(Function):
+    """The loss with the gradient of its input. Saved for backward: all its tensors, and no result of them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: str
+    ) -> Tensor:
+        shared.save(ctx, input, target, weight, pos_weight)
+        ctx.reduction = reduction
+        return _forward(input, target, weight, pos_weight, reduction)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
+        if grad_out is None:
+            return None, None, None, None, None
+        saved = ctx.saved_tensors
+        grad_in: Tensor | None = None
+        if dispatch.reads(grad_out, *saved):
+            grad_in = kernels.losses.launch_bce_backward(grad_out, *saved, ctx.reduction)
+        if grad_in is None:
+            grad_in = shared.by_operators(partial(_gradient, reduction=ctx.reduction), grad_out, *saved)
+        return grad_in, None, None, None, None
 
 
 def binary_cross_entropy_with_logits(
@@ -100,9 +107,10 @@ def binary_cross_entropy_with_logits(
         and size_average is None
         and reduce is None
         and reduction in shared.REDUCTIONS
-        and shared.loss_fuses(input, target, weight, pos_weight)
+        and shared.takes_loss("bce", input, target, weight, pos_weight)
     ):
-        out: Tensor = BCEWithLogitsFunction.apply(input, target, weight, pos_weight, reduction)
+        call = BCEWithLogitsFunction.apply if dispatch.records(input) else _forward
+        out: Tensor = call(input, target, weight, pos_weight, reduction)
         return out
     return F.binary_cross_entropy_with_logits(input, target, weight, size_average, reduce, reduction, pos_weight)
 

@@ -15,10 +15,12 @@ from torch.autograd import Function
 
 from sigmoid_op import dispatch
 from sigmoid_op.ops.shared import (
-    FastApplyFunction,
     GradientFunction,
+    TransformableFunction,
+    differentiated_again,
     double_backward_operands,
     kernel_operand,
+    kernels,
     sigmoid_gradient,
 )
 
@@ -34,14 +36,13 @@ def exact_sigmoid(x: Tensor) -> Tensor:
 
 def _out_and_t(x: Tensor) -> tuple[Tensor, Tensor]:
     if dispatch.supported(x):
-        from sigmoid_op.kernels.sigmoid import launch_sigmoid_exact
-
-        return launch_sigmoid_exact(x)
+        results: tuple[Tensor, Tensor] = kernels.sigmoid.launch_sigmoid_exact(x)
+        return results
     out = torch.sigmoid(x)
     return out, torch.copysign(torch.sigmoid(-x.abs()), x)
 
 
-class ExactSigmoidFunction(FastApplyFunction):
+class ExactSigmoidFunction(TransformableFunction):
     """x -> (out, t). Both outputs are differentiable, as is needed to differentiate the gradient again.
 
     Saved for backward: t, of the dtype and size of x. As dt/dx = -σ'(x), the gradients of the two outputs are added
@@ -67,7 +68,8 @@ class ExactSigmoidFunction(FastApplyFunction):
         if grad_out is None:
             return None
         (t,) = ctx.saved_tensors
-        grad_in: Tensor = ExactBackwardFunction.apply(grad_out, t)
+        function = ExactBackwardFunction
+        grad_in: Tensor = (function.apply if differentiated_again() else function.forward)(grad_out, t)
         return grad_in
 
     @staticmethod
@@ -88,9 +90,8 @@ class ExactBackwardFunction(GradientFunction):
         if dispatch.supported(t):
             operand = kernel_operand(grad_out, t)
             if operand is not None:
-                from sigmoid_op.kernels.sigmoid import launch_sigmoid_exact_backward
-
-                return launch_sigmoid_exact_backward(operand, t)
+                grad_in: Tensor = kernels.sigmoid.launch_sigmoid_exact_backward(operand, t)
+                return grad_in
         return sigmoid_gradient(grad_out, t.abs())
 
     @staticmethod
@@ -98,9 +99,8 @@ class ExactBackwardFunction(GradientFunction):
         grad_out, t = ctx.saved_tensors
         operands = double_backward_operands(grad_grad_in, grad_out, t)
         if operands is not None:
-            from sigmoid_op.kernels.sigmoid import launch_sigmoid_exact_double_backward
-
-            return launch_sigmoid_exact_double_backward(*operands, t)
+            gradients: tuple[Tensor, Tensor] = kernels.sigmoid.launch_sigmoid_exact_double_backward(*operands, t)
+            return gradients
         grad_grad_out: Tensor = ExactBackwardFunction.apply(grad_grad_in, t)
         return grad_grad_out, grad_grad_in * grad_out * _slope(t)
 
@@ -120,8 +120,8 @@ def _slope(t: Tensor) -> Tensor:
 class _CompiledExactFunction(Function):
     """The same for torch.compile and torch.export, in operators that the compiler fuses.
 
-    A compiler differentiates those of a ``FastApplyFunction`` itself and would not take this gradient. It keeps that of
-    a plain Function, provided it defines no ``jvp``; nor is one needed, as it differentiates once, in reverse.
+    A compiler differentiates those of a ``TransformableFunction`` itself and would not take this gradient. It keeps
+    that of a plain Function, provided it defines no ``jvp``; nor is one needed, as it differentiates once, in reverse.
     """
 
     @staticmethod

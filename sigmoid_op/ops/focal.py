@@ -10,27 +10,7 @@ from torch.nn import functional as F
 
 from sigmoid_op import dispatch
 from sigmoid_op.ops import shared
-
-
-class SigmoidFocalLossFunction(Function):
-    """The loss with the gradient of its inputs. Saved for backward: inputs and targets, and no result of them."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
-        from sigmoid_op.kernels.losses import launch_focal
-
-        shared.save(ctx, inputs, targets)
-        ctx.options = {"alpha": alpha, "gamma": gamma, "reduction": reduction}
-        dtype = shared.result_dtype(torch.promote_types(inputs.dtype, targets.dtype), inputs.device)
-        kernel, op = partial(launch_focal, **ctx.options, dtype=dtype), partial(torchvision_focal_loss, **ctx.options)
-        return shared.forward(kernel, op, inputs, targets)
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
-        from sigmoid_op.kernels.losses import launch_focal_backward
-
-        kernel, operators = partial(launch_focal_backward, **ctx.options), partial(_gradient, **ctx.options)
-        return shared.backward(kernel, operators, grad_out, *ctx.saved_tensors), None, None, None, None
+from sigmoid_op.ops.shared import kernels
 
 
 def _gradient(grad_out: Tensor, x: Tensor, y: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
@@ -45,7 +25,7 @@ def _gradient(grad_out: Tensor, x: Tensor, y: Tensor, alpha: float, gamma: float
         slope = slope + gamma * missed ** (gamma - 1) * ((1 - 2 * y) * s * s_minus) * cross_entropy
     if alpha >= 0:
         slope = slope * (alpha * y + (1 - alpha) * (1 - y))
-    return shared.of_each(grad_out, x, reduction) * slope
+    return shared.grad_per_element(grad_out, x, reduction) * slope
 
 
 def _may_be_infinite(x: Tensor) -> bool:
@@ -86,6 +66,39 @@ def torchvision_focal_loss(
     elif reduction == "sum":
         out = out.sum()
     return out
+
+
+def _forward(inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
+    out: Tensor | None = None
+    if not dispatch.is_watched():
+        dtype = inputs.dtype if inputs.dtype == targets.dtype else torch.promote_types(inputs.dtype, targets.dtype)
+        dtype = shared.result_dtype(dtype, inputs.device.type)
+        out = kernels.losses.launch_focal(inputs, targets, alpha, gamma, reduction, dtype)
+    return torchvision_focal_loss(inputs, targets, alpha, gamma, reduction) if out is None else out
+
+
+class SigmoidFocalLossFunction(Function):
+    """The loss with the gradient of its inputs. Saved for backward: inputs and targets, and no result of them."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
+        shared.save(ctx, inputs, targets)
+        ctx.options = (alpha, gamma, reduction)
+        return _forward(inputs, targets, alpha, gamma, reduction)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
+        if grad_out is None:
+            return None, None, None, None, None
+        inputs, targets = ctx.saved_tensors
+        grad_in: Tensor | None = None
+        if dispatch.reads(grad_out, inputs, targets):
+            grad_in = kernels.losses.launch_focal_backward(grad_out, inputs, targets, *ctx.options)
+        if grad_in is None:
+            alpha, gamma, reduction = ctx.options
+            gradient = partial(_gradient, alpha=alpha, gamma=gamma, reduction=reduction)
+            grad_in = shared.by_operators(gradient, grad_out, inputs, targets)
+        return grad_in, None, None, None, None
 
 
 def sigmoid_focal_loss(
@@ -137,9 +150,10 @@ def sigmoid_focal_loss(
         dispatch.AVAILABLE
         and isinstance(alpha, (int, float))
         and isinstance(gamma, (int, float))
-        and shared.loss_fuses(inputs, targets)
+        and shared.takes_loss("focal", inputs, targets)
     ):
-        out: Tensor = SigmoidFocalLossFunction.apply(inputs, targets, alpha, gamma, reduction)
+        call = SigmoidFocalLossFunction.apply if dispatch.records(inputs) else _forward
+        out: Tensor = call(inputs, targets, alpha, gamma, reduction)
         return out
     return torchvision_focal_loss(inputs, targets, alpha, gamma, reduction)
 

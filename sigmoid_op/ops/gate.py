@@ -1,6 +1,5 @@
 """``sigmoid_gate``: x · σ(gate), as in gated units and squeeze-and-excitation blocks."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch.autograd import Function
 
 from sigmoid_op import dispatch
 from sigmoid_op.ops import shared
+from sigmoid_op.ops.shared import kernels
 
 
 def _op(x: Tensor, gate: Tensor) -> Tensor:
@@ -22,6 +22,11 @@ def gradients(grad_out: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor
     return grad_x, (grad_x * x * s_minus).sum_to_size(gate.shape)
 
 
+def _forward(x: Tensor, gate: Tensor) -> Tensor:
+    out = None if dispatch.is_watched() else kernels.gates.launch_gate(x, gate)
+    return _op(x, gate) if out is None else out
+
+
 class SigmoidGateFunction(Function):
     """x · σ(gate) with both gradients in one pass, or the one that is needed.
 
@@ -30,23 +35,23 @@ class SigmoidGateFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
-        from sigmoid_op.kernels.gates import launch_gate
-
         shared.save(ctx, x if ctx.needs_input_grad[1] else None, gate)
-        return shared.forward(launch_gate, _op, x, gate)
+        return _forward(x, gate)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        from sigmoid_op.kernels.gates import launch_gate, launch_gate_backward
-
         if grad_out is None:
             return None, None
         x, gate = ctx.saved_tensors
+        by_kernel = dispatch.reads(grad_out, x, gate)
         if x is None:  # grad_x = grad_out · σ(gate)
-            return shared.backward(launch_gate, _op, grad_out, gate), None
-        kernel = partial(launch_gate_backward, to_x=ctx.needs_input_grad[0])
-        *grad_x, grad_gate = shared.backward(kernel, gradients, grad_out, x, gate)
-        return grad_x[0] if grad_x else None, grad_gate
+            grad_x = kernels.gates.launch_gate(grad_out, gate) if by_kernel else None
+            return shared.by_operators(_op, grad_out, gate) if grad_x is None else grad_x, None
+        to_x = ctx.needs_input_grad[0]
+        found = kernels.gates.launch_gate_backward(grad_out, x, gate, to_x=to_x) if by_kernel else None
+        if found is None:
+            found = shared.by_operators(gradients, grad_out, x, gate)
+        return found[0] if to_x else None, found[-1]
 
 
 def sigmoid_gate(x: Tensor, gate: Tensor) -> Tensor:
@@ -77,8 +82,13 @@ def sigmoid_gate(x: Tensor, gate: Tensor) -> Tensor:
     """
     if torch.jit.is_scripting():
         return x * torch.sigmoid(gate)
-    if dispatch.AVAILABLE and dispatch.fuses(x, gate) and x.dtype == gate.dtype and shared.broadcasts_to(gate, x):
-        out: Tensor = SigmoidGateFunction.apply(x, gate)
+    if (
+        dispatch.AVAILABLE
+        and dispatch.takes("gate", x, gate)
+        and x.dtype == gate.dtype
+        and (x.shape == gate.shape or shared.broadcasts_to(gate, x))
+    ):
+        out: Tensor = SigmoidGateFunction.apply(x, gate) if dispatch.records(x, gate) else _forward(x, gate)
         return out
     return _op(x, gate)
 

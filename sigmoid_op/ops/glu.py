@@ -11,10 +11,16 @@ from torch.nn import functional as F
 from sigmoid_op import dispatch
 from sigmoid_op.ops import shared
 from sigmoid_op.ops.gate import gradients
+from sigmoid_op.ops.shared import kernels
 
 
 def _gradient(grad_out: Tensor, x: Tensor, dim: int) -> Tensor:
     return torch.cat(gradients(grad_out, *x.chunk(2, dim)), dim)
+
+
+def _forward(x: Tensor, dim: int) -> Tensor:
+    out = None if dispatch.is_watched() else kernels.gates.launch_glu(x, dim)
+    return F.glu(x, dim) if out is None else out
 
 
 class GLUFunction(Function):
@@ -22,18 +28,21 @@ class GLUFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
-        from sigmoid_op.kernels.gates import launch_glu
-
         shared.save(ctx, x)
         ctx.dim = dim
-        return shared.forward(partial(launch_glu, dim=dim), partial(F.glu, dim=dim), x)
+        return _forward(x, dim)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, None]:
-        from sigmoid_op.kernels.gates import launch_glu_backward
-
-        kernel, operators = partial(launch_glu_backward, dim=ctx.dim), partial(_gradient, dim=ctx.dim)
-        return shared.backward(kernel, operators, grad_out, *ctx.saved_tensors), None
+        if grad_out is None:
+            return None, None
+        (x,) = ctx.saved_tensors
+        grad_in: Tensor | None = None
+        if dispatch.reads(grad_out, x):
+            grad_in = kernels.gates.launch_glu_backward(grad_out, x, ctx.dim)
+        if grad_in is None:
+            grad_in = shared.by_operators(partial(_gradient, dim=ctx.dim), grad_out, x)
+        return grad_in, None
 
 
 def glu(input: Tensor, dim: int = -1) -> Tensor:
@@ -61,8 +70,8 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     """
     if torch.jit.is_scripting():
         return F.glu(input, dim)
-    if dispatch.AVAILABLE and dispatch.fuses(input) and _halves_at(input, dim):
-        out: Tensor = GLUFunction.apply(input, dim)
+    if dispatch.AVAILABLE and dispatch.takes("glu", input) and _halves_at(input, dim):
+        out: Tensor = GLUFunction.apply(input, dim) if dispatch.records(input) else _forward(input, dim)
         return out
     return F.glu(input, dim)
 

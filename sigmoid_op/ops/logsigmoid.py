@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from sigmoid_op import dispatch
 from sigmoid_op.ops import shared
+from sigmoid_op.ops.shared import kernels
 
 
 def _gradient(grad_out: Tensor, x: Tensor) -> Tensor:
@@ -16,22 +17,28 @@ def _gradient(grad_out: Tensor, x: Tensor) -> Tensor:
     return grad_out * s_minus
 
 
+def _forward(x: Tensor) -> Tensor:
+    out = None if dispatch.is_watched() else kernels.losses.launch_logsigmoid(x)
+    return F.logsigmoid(x) if out is None else out
+
+
 class LogSigmoidFunction(Function):
     """log σ(x) with its fused gradient. Saved for backward: the input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        from sigmoid_op.kernels.losses import launch_logsigmoid
-
         shared.save(ctx, x)
-        return shared.forward(launch_logsigmoid, F.logsigmoid, x)
+        return _forward(x)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None) -> Tensor | None:
-        from sigmoid_op.kernels.losses import launch_logsigmoid_backward
-
-        grad_in: Tensor | None = shared.backward(launch_logsigmoid_backward, _gradient, grad_out, *ctx.saved_tensors)
-        return grad_in
+        if grad_out is None:
+            return None
+        (x,) = ctx.saved_tensors
+        grad_in: Tensor | None = None
+        if dispatch.reads(grad_out, x):
+            grad_in = kernels.losses.launch_logsigmoid_backward(grad_out, x)
+        return shared.by_operators(_gradient, grad_out, x) if grad_in is None else grad_in
 
 
 def logsigmoid(input: Tensor) -> Tensor:
@@ -58,8 +65,8 @@ def logsigmoid(input: Tensor) -> Tensor:
     """
     if torch.jit.is_scripting():
         return F.logsigmoid(input)
-    if dispatch.AVAILABLE and dispatch.fuses(input):
-        out: Tensor = LogSigmoidFunction.apply(input)
+    if dispatch.AVAILABLE and dispatch.takes("logsigmoid", input):
+        out: Tensor = LogSigmoidFunction.apply(input) if dispatch.records(input) else _forward(input)
         return out
     return F.logsigmoid(input)
 

@@ -1,10 +1,11 @@
-"""What the ops share: how a Function is applied, and what it saves and does where a kernel serves and where none does.
+"""What the ops share: the way to the kernels, and how a Function is applied and what it does where no kernel serves.
 
-Kernels are launchers that return None for a layout they do not take. Each op states its gradient in PyTorch's
-operators, too, differentiable any number of times.
+Launchers return None for a layout that they do not take. Each op states its gradient in PyTorch's operators, too,
+differentiable any number of times.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,10 +13,23 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionMeta
 
-from sigmoid_op import _torch, dispatch
+from sigmoid_op import dispatch
+from sigmoid_op._torch import forward_ad_level, functorch_active, is_legacy_batched
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 REDUCTIONS = ("none", "mean", "sum")
+
+
+class _Kernels:
+    """The modules of ``sigmoid_op.kernels``, each imported when first asked for, as Triton's import takes its time."""
+
+    def __getattr__(self, name: str) -> Any:
+        module = import_module(f"sigmoid_op.kernels.{name}")
+        setattr(self, name, module)
+        return module
+
+
+kernels = _Kernels()
 
 
 class _Traceable(FunctionMeta):
@@ -25,25 +39,42 @@ class _Traceable(FunctionMeta):
     """
 
 
-class FastApplyFunction(Function, metaclass=_Traceable):
-    """A Function whose ``apply`` skips binding default arguments, of which ours have none.
+class TransformableFunction(Function, metaclass=_Traceable):
+    """A Function with ``setup_context``, as torch.func needs it, that eager calls apply without.
 
-    With ``setup_context`` defined, ``Function.apply`` first calls ``inspect.signature``: 17.3 µs a call in place of 5.6
-    (python -m bench host). Under a torch.func transform the call takes the ordinary way; under a compiler it is the
-    operators of ``forward``, which the compiler differentiates and fuses. So it is on the tensors of the older vmap,
+    With ``setup_context`` defined, PyTorch calls ``inspect.signature`` at every call, in Python or in C++ depending on
+    its version. So an eager call goes to a twin whose ``forward`` takes ``ctx``. Under a compiler the call is the
+    operators of ``forward``, which the compiler differentiates and fuses; so it is on the tensors of the older vmap,
     which knows no Functions.
     """
 
+    _apply_eagerly: Callable[..., Any]  # in C++
+
+    def __init_subclass__(cls) -> None:
+        if "_apply_eagerly" not in vars(cls):
+            cls._apply_eagerly = super(Function, _twin_of(cls)).apply  # type: ignore[misc]  # mypy sees no C++
+
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or any(map(_torch.is_legacy_batched, args)):
+        if torch.compiler.is_compiling() or any(map(is_legacy_batched, args)):
             return cls.forward(*args)
-        if _torch.functorch_active():
+        if functorch_active():
             return super().apply(*args)
-        return super(Function, cls).apply(*args)  # type: ignore[misc]  # defined in C++
+        return cls._apply_eagerly(*args)
 
 
-class GradientFunction(FastApplyFunction):
+def _twin_of(function: Any) -> Any:
+    def forward(ctx: Any, *args: Any) -> Any:
+        out = function.forward(*args)
+        function.setup_context(ctx, args, out)
+        return out
+
+    body = {"forward": forward, "setup_context": Function.setup_context}
+    methods = {name: staticmethod(method) for name, method in body.items()}
+    return type(function)(function.__name__, (function,), {**methods, "_apply_eagerly": None})
+
+
+class GradientFunction(TransformableFunction):
     """What a gradient has in common as a Function of (grad_out, saved): both are kept for the next differentiation."""
 
     generate_vmap_rule = True
@@ -52,6 +83,11 @@ class GradientFunction(FastApplyFunction):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
+
+
+def differentiated_again() -> bool:
+    """Whether a backward is itself differentiated, or under a transform: it must then go through a Function."""
+    return torch.is_grad_enabled() or forward_ad_level() >= 0 or functorch_active()
 
 
 def sigmoid_gradient(grad_out: Tensor, out: Tensor) -> Tensor:
@@ -92,36 +128,19 @@ def kernel_operand(x: Tensor, out: Tensor, *, broadcast: bool = True) -> Tensor 
 
 
 def save(ctx: Any, *tensors: Tensor | None) -> None:
-    """Keep them for backward; and leave a gradient undefined that is so, as PyTorch's own operators do."""
+    """Keep them for backward; undefined gradients stay None, as in PyTorch's own operators."""
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
 
 
-def forward(kernel: Callable[..., Tensor | None], op: Callable[..., Tensor], first: Tensor, *others: Any) -> Tensor:
-    """The result, by PyTorch's form of the op where the kernel does not serve, or a mode is to see operators."""
-    out = None if dispatch.is_watched(first) else kernel(first, *others)
-    return op(first, *others) if out is None else out
+def by_operators(gradient: Callable[..., Any], grad_out: Tensor, *operands: Tensor | None) -> Any:
+    """``gradient(grad_out, *operands)`` by PyTorch's operators, for what no kernel takes or is differentiated again.
 
-
-def backward(
-    kernel: Callable[..., Any], operators: Callable[..., Any], grad_out: Tensor | None, *operands: Tensor | None
-) -> Any:
-    """``kernel(grad_out, *operands)``: the gradient, or one for each operand; None where ``grad_out`` is undefined.
-
-    By PyTorch's operators where no kernel can read the tensors or the gradient is differentiated again: 16-bit operands
-    are widened to float32 and the result is rounded once, as in the kernels.
+    As in the kernels, 16-bit operands are widened to float32 and the result is rounded once, to the dtype of the first.
     """
-    if grad_out is None:
-        return None
-    differentiated_again = torch.is_grad_enabled() or dispatch.in_forward_mode()
-    tensors = (grad_out, *(x for x in operands if x is not None))
-    if not differentiated_again and all(dispatch.readable(x) for x in tensors):
-        of_kernel = kernel(grad_out, *operands)
-        if of_kernel is not None:
-            return of_kernel
-    dtype = tensors[1].dtype
-    gradients = operators(*(None if x is None else _widen(x) for x in (grad_out, *operands)))
-    return gradients.to(dtype) if isinstance(gradients, Tensor) else tuple(x.to(dtype) for x in gradients)
+    dtype = next(x.dtype for x in operands if x is not None)
+    found = gradient(*(None if x is None else _widen(x) for x in (grad_out, *operands)))
+    return found.to(dtype) if isinstance(found, Tensor) else tuple(x.to(dtype) for x in found)
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -141,26 +160,26 @@ def broadcasts_to(small: Tensor, large: Tensor) -> bool:
     return small.dim() <= large.dim() and all(size in (1, of_large) for size, of_large in aligned)
 
 
-def loss_fuses(input: Tensor, target: Tensor, *weights: Tensor | None) -> bool:
+def takes_loss(op: str, input: Tensor, target: Tensor, *weights: Tensor | None) -> bool:
     """Whether a kernel takes a loss of these. It differentiates with respect to ``input`` alone.
 
     All are of float64 or none is: kernels compute in the one or in float32.
     """
-    others = (target, *(weight for weight in weights if weight is not None))
-    return (
-        dispatch.fuses(input, *others)
-        and target.shape == input.shape
-        and all(broadcasts_to(x, input) for x in others)
-        and all((x.dtype == torch.float64) == (input.dtype == torch.float64) for x in others)
-        and not any(x.requires_grad for x in others)
-    )
+    others = [target, *[weight for weight in weights if weight is not None]]
+    if not dispatch.takes(op, input, *others) or target.shape != input.shape:
+        return False
+    is_double = input.dtype is torch.float64
+    for x in others:
+        if (x.dtype is torch.float64) != is_double or x.requires_grad:
+            return False
+    return all(broadcasts_to(x, input) for x in others[1:])
 
 
-def result_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def result_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
     """``dtype``, or float32 in place of 16 bits under autocast, which has PyTorch compute losses in float32."""
-    return torch.float32 if dtype in dispatch.HALF_DTYPES and torch.is_autocast_enabled(device.type) else dtype
+    return torch.float32 if dtype in dispatch.HALF_DTYPES and torch.is_autocast_enabled(device_type) else dtype
 
 
-def of_each(grad_out: Tensor, input: Tensor, reduction: str) -> Tensor:
+def grad_per_element(grad_out: Tensor, input: Tensor, reduction: str) -> Tensor:
     """The gradient of the loss of each logit, from that of their mean or sum."""
     return grad_out / input.numel() if reduction == "mean" else grad_out

@@ -7,12 +7,14 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from sigmoid_op import _torch, dispatch
+from sigmoid_op import dispatch
 from sigmoid_op.ops.shared import (
-    FastApplyFunction,
     GradientFunction,
+    TransformableFunction,
+    differentiated_again,
     double_backward_operands,
     kernel_operand,
+    kernels,
     sigmoid_gradient,
 )
 
@@ -53,29 +55,30 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, exact_grad: bool = Fals
     if out is None:
         if exact_grad:
             return _sigmoid_with_exact_grad(input)
-        if dispatch.AVAILABLE and type(input) in dispatch.TENSOR_TYPES and dispatch.worthwhile(input):
-            return _kernel_sigmoid(input)
+        if dispatch.AVAILABLE and dispatch.takes("sigmoid", input) and dispatch.is_dense(input):
+            if dispatch.records(input):
+                recorded: Tensor = SigmoidFunction.apply(input)
+                return recorded
+            return _forward(input)
         return _torch_sigmoid(input)
     return torch.sigmoid(input, out=out)
 
 
 @torch.fx.wrap  # a symbolic trace keeps the call, which it could not see into
 def _sigmoid_with_exact_grad(input: Tensor) -> Tensor:
-    tracing = torch.jit.is_tracing()
-    if isinstance(input, Tensor) and _watched_by_autograd(input) and not tracing:
+    if isinstance(input, Tensor) and dispatch.is_differentiated(input) and not torch.jit.is_tracing():
         from sigmoid_op.ops.exact import exact_sigmoid
 
         return exact_sigmoid(input)
     return sigmoid(input)
 
 
-def _kernel_sigmoid(x: Tensor) -> Tensor:
-    if _watched_by_autograd(x):
-        out: Tensor = SigmoidFunction.apply(x)
-        return out
-    from sigmoid_op.kernels.sigmoid import launch_sigmoid
-
-    return launch_sigmoid(x)
+def _forward(x: Tensor) -> Tensor:
+    """σ(x) for a tensor that a kernel can take, by PyTorch's operator where a mode is to see it."""
+    if dispatch.is_watched():
+        return _torch_sigmoid(x)
+    out: Tensor = kernels.sigmoid.launch_sigmoid(x)
+    return out
 
 
 def sigmoid_(input: Tensor) -> Tensor:
@@ -98,25 +101,19 @@ def sigmoid_(input: Tensor) -> Tensor:
     """
     if (
         dispatch.AVAILABLE
-        and type(input) in dispatch.TENSOR_TYPES
-        and dispatch.worthwhile(input)
-        and not _watched_by_autograd(input)
+        and dispatch.takes("sigmoid", input)
+        and dispatch.is_dense(input)
+        and not dispatch.records(input)
+        and not dispatch.is_watched()
         and (torch.is_inference_mode_enabled() or not input.is_inference())
     ):
-        from sigmoid_op.kernels.sigmoid import launch_sigmoid_out
-
-        launch_sigmoid_out(input, input)
+        kernels.sigmoid.launch_sigmoid_out(input, input)
         torch.autograd.graph.increment_version(input)
         return input
     return torch.sigmoid_(input)
 
 
-def _watched_by_autograd(x: Tensor) -> bool:
-    """Whether this call is differentiated: in reverse mode, in forward mode, or under a torch.func transform."""
-    return (x.requires_grad and torch.is_grad_enabled()) or dispatch.in_forward_mode() or _torch.functorch_active()
-
-
-class SigmoidFunction(FastApplyFunction):
+class SigmoidFunction(TransformableFunction):
     r"""σ with its fused gradient: ``SigmoidFunction.apply(x)`` is :func:`sigmoid_op.sigmoid` whatever the size.
 
     .. math:: \text{grad\_in} = \text{grad\_out} \cdot \text{out} \cdot (1 - \text{out})
@@ -130,9 +127,8 @@ class SigmoidFunction(FastApplyFunction):
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         if dispatch.supported(x):
-            from sigmoid_op.kernels.sigmoid import launch_sigmoid
-
-            return launch_sigmoid(x)
+            out: Tensor = kernels.sigmoid.launch_sigmoid(x)
+            return out
         return torch.sigmoid(x)
 
     @staticmethod
@@ -146,7 +142,8 @@ class SigmoidFunction(FastApplyFunction):
         if grad_out is None:
             return None
         (out,) = ctx.saved_tensors
-        grad_in: Tensor = SigmoidBackwardFunction.apply(grad_out, out)
+        function = SigmoidBackwardFunction
+        grad_in: Tensor = (function.apply if differentiated_again() else function.forward)(grad_out, out)
         return grad_in
 
     @staticmethod
@@ -167,9 +164,8 @@ class SigmoidBackwardFunction(GradientFunction):
         if dispatch.supported(out):
             operand = kernel_operand(grad_out, out)
             if operand is not None:
-                from sigmoid_op.kernels.sigmoid import launch_sigmoid_backward
-
-                return launch_sigmoid_backward(operand, out)
+                grad_in: Tensor = kernels.sigmoid.launch_sigmoid_backward(operand, out)
+                return grad_in
         return sigmoid_gradient(grad_out, out)
 
     @staticmethod
@@ -189,9 +185,8 @@ def _double_backward(grad_grad_in: Tensor, grad_out: Tensor, out: Tensor) -> tup
     """The gradients of ``SigmoidBackwardFunction``; by PyTorch operators where they are differentiated again."""
     operands = double_backward_operands(grad_grad_in, grad_out, out)
     if operands is not None:
-        from sigmoid_op.kernels.sigmoid import launch_sigmoid_double_backward
-
-        return launch_sigmoid_double_backward(*operands, out)
+        gradients: tuple[Tensor, Tensor] = kernels.sigmoid.launch_sigmoid_double_backward(*operands, out)
+        return gradients
     grad_grad_out: Tensor = SigmoidBackwardFunction.apply(grad_grad_in, out.conj())
     return grad_grad_out, grad_grad_in.conj() * grad_out * (1 - 2 * out.conj())
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from sigmoid_op import dispatch
 from sigmoid_op.ops import shared
+from sigmoid_op.ops.shared import kernels
 
 
 def _gradient(grad_out: Tensor, x: Tensor) -> Tensor:
@@ -16,22 +17,28 @@ def _gradient(grad_out: Tensor, x: Tensor) -> Tensor:
     return grad_out * (s * (1 + x * s_minus))
 
 
+def _forward(x: Tensor) -> Tensor:
+    out = None if dispatch.is_watched() else kernels.gates.launch_silu(x)
+    return F.silu(x) if out is None else out
+
+
 class SiLUFunction(Function):
     """silu with its fused gradient. Saved for backward: the input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        from sigmoid_op.kernels.gates import launch_silu
-
         shared.save(ctx, x)
-        return shared.forward(launch_silu, F.silu, x)
+        return _forward(x)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None) -> Tensor | None:
-        from sigmoid_op.kernels.gates import launch_silu_backward
-
-        grad_in: Tensor | None = shared.backward(launch_silu_backward, _gradient, grad_out, *ctx.saved_tensors)
-        return grad_in
+        if grad_out is None:
+            return None
+        (x,) = ctx.saved_tensors
+        grad_in: Tensor | None = None
+        if dispatch.reads(grad_out, x):
+            grad_in = kernels.gates.launch_silu_backward(grad_out, x)
+        return shared.by_operators(_gradient, grad_out, x) if grad_in is None else grad_in
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -59,8 +66,8 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """
     if torch.jit.is_scripting():
         return F.silu(input, inplace=inplace)
-    if not inplace and dispatch.AVAILABLE and dispatch.fuses(input):
-        out: Tensor = SiLUFunction.apply(input)
+    if not inplace and dispatch.AVAILABLE and dispatch.takes("silu", input):
+        out: Tensor = SiLUFunction.apply(input) if dispatch.records(input) else _forward(input)
         return out
     return F.silu(input, inplace=inplace)
 

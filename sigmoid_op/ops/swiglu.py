@@ -9,10 +9,15 @@ from torch.nn import functional as F
 
 from sigmoid_op import dispatch
 from sigmoid_op.ops import shared
+from sigmoid_op.ops.shared import kernels
 
 
 def _op(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
+
+
+def _op_of_grad(grad_out: Tensor, gate: Tensor) -> Tensor:
+    return _op(gate, grad_out)
 
 
 def _packed_op(x: Tensor) -> Tensor:
@@ -30,6 +35,16 @@ def _packed_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
     return torch.cat(_gradients(grad_out, *x.chunk(2, -1)), -1)
 
 
+def _forward(gate: Tensor, up: Tensor) -> Tensor:
+    out = None if dispatch.is_watched() else kernels.gates.launch_swiglu(gate, up)
+    return _op(gate, up) if out is None else out
+
+
+def _packed_forward(x: Tensor) -> Tensor:
+    out = None if dispatch.is_watched() else kernels.gates.launch_packed_swiglu(x)
+    return _packed_op(x) if out is None else out
+
+
 class SwiGLUFunction(Function):
     """silu(gate) · up with both gradients in one pass.
 
@@ -38,21 +53,20 @@ class SwiGLUFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        from sigmoid_op.kernels.gates import launch_swiglu
-
         shared.save(ctx, gate, up if ctx.needs_input_grad[0] else None)
-        return shared.forward(launch_swiglu, _op, gate, up)
+        return _forward(gate, up)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        from sigmoid_op.kernels.gates import launch_swiglu, launch_swiglu_backward
-
         if grad_out is None:
             return None, None
         gate, up = ctx.saved_tensors
+        by_kernel = dispatch.reads(grad_out, gate, up)
         if up is None:  # grad_up = silu(gate) · grad_out
-            return None, shared.backward(lambda g, x: launch_swiglu(x, g), lambda g, x: _op(x, g), grad_out, gate)
-        grad_gate, grad_up = shared.backward(launch_swiglu_backward, _gradients, grad_out, gate, up)
+            grad_up = kernels.gates.launch_swiglu(gate, grad_out) if by_kernel else None
+            return None, shared.by_operators(_op_of_grad, grad_out, gate) if grad_up is None else grad_up
+        found = kernels.gates.launch_swiglu_backward(grad_out, gate, up) if by_kernel else None
+        grad_gate, grad_up = shared.by_operators(_gradients, grad_out, gate, up) if found is None else found
         return grad_gate, grad_up
 
 
@@ -61,19 +75,18 @@ class PackedSwiGLUFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        from sigmoid_op.kernels.gates import launch_packed_swiglu
-
         shared.save(ctx, x)
-        return shared.forward(launch_packed_swiglu, _packed_op, x)
+        return _packed_forward(x)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None) -> Tensor | None:
-        from sigmoid_op.kernels.gates import launch_packed_swiglu_backward
-
-        grad_in: Tensor | None = shared.backward(
-            launch_packed_swiglu_backward, _packed_gradient, grad_out, *ctx.saved_tensors
-        )
-        return grad_in
+        if grad_out is None:
+            return None
+        (x,) = ctx.saved_tensors
+        grad_in: Tensor | None = None
+        if dispatch.reads(grad_out, x):
+            grad_in = kernels.gates.launch_packed_swiglu_backward(grad_out, x)
+        return shared.by_operators(_packed_gradient, grad_out, x) if grad_in is None else grad_in
 
 
 def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
@@ -106,12 +119,12 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
         # What FX or TorchScript traces has no size yet.
         if isinstance(gate, Tensor) and not torch.jit.is_tracing() and (gate.dim() == 0 or gate.shape[-1] % 2):
             raise ValueError(f"swiglu needs a last dimension of even size to halve, got shape {tuple(gate.shape)}")
-        if dispatch.AVAILABLE and dispatch.fuses(gate):
-            packed_out: Tensor = PackedSwiGLUFunction.apply(gate)
-            return packed_out
+        if dispatch.AVAILABLE and dispatch.takes("swiglu", gate):
+            packed: Tensor = PackedSwiGLUFunction.apply(gate) if dispatch.records(gate) else _packed_forward(gate)
+            return packed
         return _packed_op(gate)
-    if dispatch.AVAILABLE and dispatch.fuses(gate, up) and gate.dtype == up.dtype and gate.shape == up.shape:
-        out: Tensor = SwiGLUFunction.apply(gate, up)
+    if dispatch.AVAILABLE and dispatch.takes("swiglu", gate, up) and gate.dtype == up.dtype and gate.shape == up.shape:
+        out: Tensor = SwiGLUFunction.apply(gate, up) if dispatch.records(gate, up) else _forward(gate, up)
         return out
     return _op(gate, up)
 

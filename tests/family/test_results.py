@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sigmoid_op import SiLU, dispatch, glu, sigmoid_gate, silu, swiglu
-from tests.conftest import Route
+from tests.conftest import Route, kernels_from
 from tests.members import Member, Op, every_call, every_member
 from tests.ulp import FLOAT_DTYPES, PRODUCT_ULPS, assert_within_ulps
 
@@ -108,10 +108,10 @@ def test_pairs_that_no_kernel_takes(kernel_route: Route, launches: list[str], ou
 
 def test_operands_on_two_devices_that_kernels_read(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel runs on one device: beside a tensor of another, as of a second GPU, none is taken."""
-    monkeypatch.setattr(dispatch, "_is_plain", lambda x: True)  # as of a second GPU, for which meta stands here
-    x = torch.ones(3, 4, device=kernel_route.device)
-    assert dispatch.fuses(x, x)
-    assert not dispatch.fuses(x, x.to("meta"))
+    x, y = torch.ones(2, 3, 4, device=kernel_route.device)
+    assert dispatch.takes("gate", x, y)
+    monkeypatch.setattr(Tensor, "get_device", lambda self: int(self is y))
+    assert not dispatch.takes("gate", x, y)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_signatures(ours: Op, theirs: Op) -> None:
 def test_small_tensors_go_to_pytorch(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The threshold counts the elements of the result's shape, so a small gate does not keep a large x from it."""
     x, gate = torch.ones(4, 6, device=kernel_route.device), torch.ones(6, device=kernel_route.device)
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 25)
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(25))
     for call in (
         lambda: silu(x),
         lambda: sigmoid_gate(x, gate),
@@ -171,7 +171,7 @@ def test_small_tensors_go_to_pytorch(kernel_route: Route, launches: list[str], m
     ):
         call()
     assert launches == []
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 24)
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(24))
     sigmoid_gate(x, gate)
     assert launches == ["sigmoid_gate"]
 

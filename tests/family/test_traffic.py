@@ -11,8 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from bench.members import LEAST_ELEMENTS, MEMBERS, Member, Traffic
 from bench.rivals import Op
-from sigmoid_op.kernels import pointwise, tiled
-from tests.conftest import Route
+from tests.conftest import Route, replace_launches
 
 every_row = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
 
@@ -70,6 +69,5 @@ def test_eager_pytorch(member: Member) -> None:
 def test_ours(kernel_route: Route, member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what our launches move: each operand once. Sums, one number a block, are rounded away."""
     launched: list[tuple[Any, ...]] = []
-    for template in (pointwise, tiled):
-        monkeypatch.setattr(template, "launch_prepared", lambda kernel, grid, args, *_: launched.append(args))
+    replace_launches(monkeypatch, lambda kernel, programs, args, *_: launched.append(args))
     assert _per_element(member, member.ours, kernel_route.device, lambda: _elements(launched)) == member.traffic

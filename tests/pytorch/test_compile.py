@@ -13,7 +13,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.utils import run_and_get_code
 
 from sigmoid_op import Sigmoid, SigmoidFunction, dispatch, sigmoid, sigmoid_
-from tests.conftest import CUDA, Route
+from tests.conftest import CUDA, Route, kernels_from
 from tests.ulp import true_sigmoid
 
 pytestmark = [
@@ -83,7 +83,7 @@ def test_captured_graph(kernel_route: Route, launches: list[str], form: str, dyn
 @every_form
 def test_no_recompilation_per_size(kernel_route: Route, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """One dynamic graph serves sizes on both sides of the threshold."""
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 50)
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(50))
     step = torch.compile(_gate(form), fullgraph=True, dynamic=True, backend=Recorder().backend)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for shape in [(3, 5), (5, 10), (200, 9)]:
@@ -153,7 +153,7 @@ def test_inductor_fuses_it(kernel_route: Route, launches: list[str], dynamic: bo
 @pytest.mark.gpu
 def test_large_tensors_are_fused_too(launches: list[str]) -> None:
     """Where the eager call takes our kernel by size, the compiled one is still Inductor's, and one kernel each way."""
-    x, y = _operands(CUDA, dispatch.MIN_ELEMENTS)
+    x, y = _operands(CUDA, dispatch.MIN_ELEMENTS["sigmoid"])
     sigmoid(x.detach())
     assert launches == ["sigmoid"]
     launches.clear()

@@ -213,6 +213,6 @@ def test_the_subclass_check_can_fail(kernel_route: Route, launches: list[str], m
     """A dispatch that does not ask for subclasses gives one to a kernel, which the test above would see."""
     (member,) = (member for member in MEMBERS if member.name == "silu")
     monkeypatch.setattr(dispatch, "TENSOR_TYPES", frozenset({Tensor, _Tagged}))
-    monkeypatch.setattr(dispatch, "is_watched", lambda x: False)
+    monkeypatch.setattr(dispatch, "is_watched", lambda: False)
     member.ours(_operands(member, kernel_route)[0].as_subclass(_Tagged))
     assert launches == ["silu"]

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import sigmoid_op
 from sigmoid_op import dispatch
 from sigmoid_op.override import enable
-from tests.conftest import CUDA, Route, saved_tensors
+from tests.conftest import CUDA, Route, kernels_from, saved_tensors
 from tests.sigmoid.test_dispatch import UNSUPPORTED
 from tests.ulp import BACKWARD_ULPS, FLOAT_DTYPES, FORWARD_ULPS, assert_within_ulps, true_backward, true_sigmoid
 
@@ -160,7 +160,7 @@ def test_gradient_of_another_shape_or_dtype(
 
 def test_small_tensors_take_torch(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the threshold PyTorch's kernel runs, forward and backward; at the threshold ours does."""
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 100)
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(100))
     with enable():
         torch.sigmoid(torch.ones(99, device=kernel_route.device, requires_grad=True)).sum().backward()
         assert launches == []
@@ -288,7 +288,7 @@ def test_compile(kernel_route: Route, launches: list[str], backend: str) -> None
 def test_cuda_graphs() -> None:
     """A captured torch.sigmoid replays our kernel on new data."""
     x = torch.zeros(1000, device="cuda")
-    threshold, dispatch.MIN_ELEMENTS = dispatch.MIN_ELEMENTS, 0
+    threshold, dispatch.MIN_ELEMENTS = dispatch.MIN_ELEMENTS, kernels_from(1)
     try:
         with enable():
             torch.sigmoid(x)  # within a capture, drivers older than CUDA 12.3 load no kernel

@@ -13,7 +13,7 @@ from torch.library import Library, get_kernel
 
 from sigmoid_op import dispatch, override
 from sigmoid_op.override import Enabled, enable
-from tests.conftest import CUDA, Route
+from tests.conftest import CUDA, Route, kernels_from
 from tests.ulp import true_sigmoid
 
 OPERATORS = ("sigmoid", "sigmoid_", "sigmoid.out", "sigmoid_backward", "sigmoid_backward.grad_input")
@@ -158,7 +158,7 @@ def scene(kernel_route: Route) -> Iterator[Callable[[dict[str, Other]], _Scene]]
 @pytest.fixture
 def forwarded(monkeypatch: pytest.MonkeyPatch, kernel_route: Route) -> None:
     """Tensors too small for our kernels, which go on to whoever is beneath."""
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 2**62)
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(2**62))
 
 
 @pytest.mark.usefixtures("forwarded")
@@ -209,7 +209,7 @@ def test_threads(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads compute and switch ours on and off; another library comes and goes between their calls."""
     monkeypatch.undo()  # here threads are counted
     if kernel_route is not CUDA:  # Triton's interpreter serves one thread at a time: here calls are forwarded
-        monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 2**62)
+        monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(2**62))
     rounds, errors = threading.Barrier(4, timeout=120), list[BaseException]()
 
     def work(switch: bool) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from sigmoid_op import dispatch, override
 from sigmoid_op.override import enable
-from tests.conftest import CUDA, Route
+from tests.conftest import CUDA, Route, kernels_from
 from tests.ulp import true_sigmoid
 
 
@@ -65,7 +65,7 @@ def test_an_exception_ends_it(kernel_route: Route, launches: list[str]) -> None:
 def test_threads(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads switch it on and off while others compute: no error, right results, and it ends with the last handle."""
     if kernel_route is not CUDA:  # Triton's interpreter serves one thread at a time: here PyTorch's kernel is called
-        monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 2**62)
+        monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(2**62))
     x = torch.linspace(-6, 6, 5, device=kernel_route.device).requires_grad_()
     s = true_sigmoid(x)
     errors: list[BaseException] = []

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from sigmoid_op import dispatch, sigmoid
 from sigmoid_op.override import enable
+from tests.conftest import kernels_from
 from tests.ulp import FORWARD_ULPS, assert_within_ulps, true_sigmoid
 
 
 @pytest.fixture
 def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 0)
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(1))
 
 
 FORMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], AbstractContextManager[Any]]]] = {

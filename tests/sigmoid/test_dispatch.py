@@ -13,7 +13,7 @@ from torch import Tensor
 
 import sigmoid_op
 from sigmoid_op import SigmoidFunction, dispatch, sigmoid, sigmoid_
-from tests.conftest import Route, compiling_environment
+from tests.conftest import Route, compiling_environment, kernels_from
 from tests.ulp import FLOAT_DTYPES
 
 
@@ -31,7 +31,7 @@ def test_the_function_has_no_threshold(
     kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``SigmoidFunction`` runs our kernels whatever the size, forward and backward: the benchmark times it for them."""
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 100)
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(100))
     SigmoidFunction.apply(torch.ones(5, device=kernel_route.device, requires_grad=True)).sum().backward()
     assert launches == ["sigmoid", "sigmoid_backward"]
 
@@ -47,7 +47,7 @@ def test_no_grad_costs_no_gradient(kernel_route: Route, launches: list[str]) -> 
 
 def test_small_tensors_take_torch(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the threshold torch.sigmoid's own kernel runs; at the threshold ours does."""
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 100)
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(100))
     sigmoid(torch.ones(99, device=kernel_route.device))
     assert launches == []
     sigmoid(torch.ones(100, device=kernel_route.device))
@@ -295,7 +295,7 @@ def test_interpreted_is_what_triton_takes_for_it() -> None:
 
 def test_threshold_can_be_set_from_outside() -> None:
     """SIGMOID_OP_MIN_ELEMENTS overrides the threshold."""
-    code = "from sigmoid_op import dispatch; assert dispatch.MIN_ELEMENTS == 12345"
+    code = "from sigmoid_op import dispatch; assert set(dispatch.MIN_ELEMENTS.values()) == {12345}"
     _run(code, SIGMOID_OP_MIN_ELEMENTS="12345")
 
 
@@ -303,7 +303,10 @@ def test_a_threshold_that_is_no_number_is_refused() -> None:
     """SIGMOID_OP_MIN_ELEMENTS is named in the error."""
     with pytest.raises(subprocess.CalledProcessError) as error:
         _run("import sigmoid_op", SIGMOID_OP_MIN_ELEMENTS="2^20")
-    assert "ValueError: SIGMOID_OP_MIN_ELEMENTS must be a number of elements, got '2^20'" in error.value.stderr
+    assert (
+        "ValueError: SIGMOID_OP_MIN_ELEMENTS must be a number of elements, such as 1048576; got '2^20'"
+        in error.value.stderr
+    )
 
 
 @pytest.mark.parametrize(("cuda", "hip"), [("13.0", None), (None, "7.0")])

@@ -17,7 +17,7 @@ from torch.func import grad, hessian, jacfwd, vmap
 from bench.reference import derivative64
 from bench.sweep import ascending
 from sigmoid_op import Sigmoid, dispatch, sigmoid
-from tests.conftest import Route, saved_tensors
+from tests.conftest import Route, kernels_from, saved_tensors
 from tests.ulp import FLOAT_DTYPES, HALF_DTYPES, assert_within_ulps
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -270,6 +270,6 @@ def test_gradient_in_another_layout(route: Route) -> None:
 
 def test_small_tensors_keep_the_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the size from which the default takes a kernel, the gradient is just as exact."""
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", 2**23)
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(2**23))
     x = torch.tensor([6.25, 20.0], dtype=torch.bfloat16)
     assert_within_ulps(_gradient(x), derivative64(x), GRADIENT_ULPS[torch.bfloat16])

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sigmoid_op.kernels import launch as prepared
-from sigmoid_op.kernels import pointwise
+from sigmoid_op.kernels import launch, pointwise
 from sigmoid_op.kernels import sigmoid as formulas
-from tests.fake_kernel import FakeKernel
+from tests.fake_kernel import FakeDriver, FakeKernel
 
 
 def _launch(x: Tensor, formula: Any = formulas.sigmoid) -> None:
@@ -37,20 +36,22 @@ def test_no_kernel_serves_another_kind(jit: FakeKernel) -> None:
     x, y, one = torch.zeros(4096), torch.zeros(4096, dtype=torch.bfloat16), torch.zeros(1)
     odd = torch.zeros(4097)[1:]
 
-    def launch(*inputs: Tensor, scalars: tuple[Tensor, ...] = (), output: Tensor = x, constants: Any = ()) -> None:
+    def launch_one_of(
+        *inputs: Tensor, scalars: tuple[Tensor, ...] = (), output: Tensor = x, constants: Any = ()
+    ) -> None:
         pointwise.launch(formulas.sigmoid_backward, scalars, inputs, (output,), constants)
 
     kinds: list[Callable[[], None]] = [
-        lambda: launch(x, x),
-        lambda: launch(x, scalars=(one,)),
-        lambda: launch(x, x, constants=(0.25, 2.0)),
-        lambda: launch(x, x, constants=(0.5, 2.0)),
-        lambda: launch(x, y),
-        lambda: launch(y, x),
-        lambda: launch(x, x, output=y),
-        lambda: launch(x, odd),
-        lambda: launch(odd, x),
-        lambda: launch(x, x, output=odd),
+        lambda: launch_one_of(x, x),
+        lambda: launch_one_of(x, scalars=(one,)),
+        lambda: launch_one_of(x, x, constants=(0.25, 2.0)),
+        lambda: launch_one_of(x, x, constants=(0.5, 2.0)),
+        lambda: launch_one_of(x, y),
+        lambda: launch_one_of(y, x),
+        lambda: launch_one_of(x, x, output=y),
+        lambda: launch_one_of(x, odd),
+        lambda: launch_one_of(odd, x),
+        lambda: launch_one_of(x, x, output=odd),
     ]
     for count, launch_one in enumerate(kinds, start=1):
         launch_one()
@@ -61,17 +62,18 @@ def test_no_kernel_serves_another_device(jit: FakeKernel, monkeypatch: pytest.Mo
     """A compiled kernel is loaded on one GPU: another's operands have their own."""
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     for device in (0, 1, 0):
-        prepared.launch_prepared(jit, (1, 1, 1), (), (formulas.sigmoid, device))
+        launch.launch(jit, 1, (), ("kernel", device))
     assert len(jit.launched) == 2
+    assert [stream for _, stream in jit.compiled[0].launched] == ["stream of 0"]
 
 
 def test_the_table_of_kernels_stays_small(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many kinds of calls there are, no more than the limit are remembered; a forgotten one works as before."""
-    monkeypatch.setattr(prepared, "LIMIT", 2)
+    monkeypatch.setattr(launch, "LIMIT", 2)
     x = torch.zeros(5000)
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32):
         _launch(x.to(dtype))
-        assert 0 < len(prepared._prepared) <= 2
+        assert 0 < len(launch._compiled) <= 2
     assert len(jit.launched) == 4
 
 
@@ -92,7 +94,7 @@ def test_where_one_alignment_is_missing_none_is_known(jit: FakeKernel) -> None:
     x = torch.zeros(5000)
     pointwise.launch(formulas.sigmoid, (), (x[4:],), (x[:-4],))
     pointwise.launch(formulas.sigmoid, (), (x[1:],), (x[:-1],))
-    assert [zero for _, _, _, _, _, zero, *_ in jit.launched] == [None, 0]
+    assert [args[7] for args in jit.launched] == [None, 0]
 
 
 def test_the_grid_covers_every_element(jit: FakeKernel) -> None:
@@ -100,8 +102,8 @@ def test_the_grid_covers_every_element(jit: FakeKernel) -> None:
     size = pointwise.BLOCK_SIZES[4]
     for length, blocks in ((1, 1), (size, 1), (size + 1, 2), (10 * size, 10)):
         _launch(torch.zeros(length))
-        grid, _, _, _, n_elements, _, _, _, block_size = (jit.launched + jit.compiled[0].launched)[-1]
-        assert (grid, n_elements, block_size) == ((blocks, 1, 1), length, size)
+        programs, _, *args = (jit.launched + jit.compiled[0].launched)[-1]
+        assert (programs, args[4], args[-1]) == (blocks, length, size)
     before = len(jit.compiled[0].launched)
     _launch(torch.zeros(0))
     assert len(jit.compiled[0].launched) == before
@@ -123,10 +125,41 @@ def test_another_device_is_made_current(jit: FakeKernel, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch.cuda, "device", Guard)
     _launch(torch.zeros(3))
+    _launch(torch.zeros(3))
     assert entered == []
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(FakeDriver, "current", 1)
     _launch(torch.zeros(3))
     assert entered == [-1]
+
+
+def test_profilers_see_every_launch(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a hook of Triton's is set, launches go Triton's own way, which calls it; afterwards they do not."""
+    from triton import knobs
+
+    _launch(torch.zeros(3))
+    for hook in (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook):
+        with monkeypatch.context() as patch:
+            patch.setattr(hook, "calls", [lambda metadata: None])
+            before = len(jit.launched)
+            _launch(torch.zeros(3))
+            assert len(jit.launched) == before + 1
+    before = len(jit.launched)
+    _launch(torch.zeros(3))
+    assert len(jit.launched) == before
+
+
+@pytest.mark.parametrize("value", [0, 1, 2, 16, -16, 17, 2**31 - 1, 2**31, 2**31 + 16, -(2**31), -(2**31) - 1, 2**40])
+@pytest.mark.parametrize("other", [0, 1, 3, 32, 2**31, 2**31 + 1])
+def test_integers_of_one_kind_are_one_to_triton(value: int, other: int) -> None:
+    """``kind`` tells apart whatever Triton's own binding does: a kernel never serves what it was not compiled for."""
+    from triton._C.libtriton import native_specialize_impl
+    from triton.backends.nvidia.compiler import CUDABackend
+
+    def of_triton(x: int) -> Any:
+        return native_specialize_impl(CUDABackend, x, False, True, True)
+
+    if launch.kind(value) == launch.kind(other):
+        assert of_triton(value) == of_triton(other)
 
 
 @pytest.mark.gpu
@@ -152,7 +185,7 @@ def test_cuda_graph_capture() -> None:
     """
     from sigmoid_op.kernels.sigmoid import launch_sigmoid, launch_sigmoid_backward
 
-    prepared._prepared.clear()
+    launch._compiled.clear()
     pointwise.pointwise_kernel.device_caches.clear()  # Triton's own: the capture itself has to load the kernels
     x = torch.randn(4099, device="cuda")
     graph = torch.cuda.CUDAGraph()

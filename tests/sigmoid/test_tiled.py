@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bench.reference import sigmoid64
+from bench.reference import sigmoid64, ulp_of
 from sigmoid_op.kernels import frame as frames
 from sigmoid_op.kernels import gates as gate_formulas
-from sigmoid_op.kernels import tiled
+from sigmoid_op.kernels import pointwise, sums, tiled
 from sigmoid_op.kernels.frame import Frame
 from tests.conftest import Route
 from tests.fake_kernel import FakeKernel
@@ -58,12 +58,12 @@ def test_frame_finds_every_element(tensors: list[Tensor]) -> None:
     if found is None:
         return
     batch, rows, columns = found.sizes
-    for tensor, (batch_step, row_step, column_step) in zip(tensors, found.strides, strict=True):
+    for tensor, (batch_step, row_step, column_step) in zip(tensors, found.steps, strict=True):
         offsets = torch.arange(tensor.untyped_storage().nbytes() // 4).as_strided(tensor.shape, tensor.stride())
         expected = offsets.permute(found.order).flatten().tolist()
         steps = product(range(batch), range(rows), range(columns))
-        assert expected == [b * batch_step + r * row_step + c * column_step for b, r, c in steps]
-        assert column_step in (0, 1)
+        assert expected == [b * batch_step + r * (row_step or 0) + c * (column_step or 0) for b, r, c in steps]
+        assert column_step in (None, 1)
 
 
 # How a tensor of [2, 3, 4, 5] is merged with another one beside it.
@@ -134,51 +134,76 @@ def test_sums(kernel_route: Route, shape: tuple[int, int, int], axis: int | None
     wide = torch.zeros(shape[0], shape[1] + 1, shape[2] + 1, dtype=dtype, device=x.device)
     wide[:, : shape[1], : shape[2]] = x
     x = wide[:, : shape[1], : shape[2]]
-    (of_x, of_gate), grad_out = (tensor.stride() for tensor in (x, gate)), torch.ones((), dtype=dtype, device=x.device)
-    layout = Frame(shape, ((of_x[0], of_x[1], of_x[2]), (of_gate[0], of_gate[1], of_gate[2])), (0, 1, 2))
-    formula = gate_formulas.sigmoid_gate_backward
-    sums = tiled.launch_tiled(formula, (grad_out,), (x, gate), (), layout, summed=2, axis=axis)
-    s, s_minus = sigmoid64(gate), sigmoid64(-gate)
-    assert len(sums) == 2
-    for total, exact in zip(sums, (s, x.double() * s * s_minus), strict=True):
-        assert total.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        over = (0, 1, 2) if axis is None else (1 + axis,)
-        if axis is None:
-            assert total.dim() == 1
-        else:
-            assert (total.shape[0], total.shape[2]) == (shape[0], shape[2 - axis])
-        kept = total.double().sum(None if axis is None else 1)
-        bound = {torch.bfloat16: 1e-4, torch.float32: 1e-6, torch.float64: 2e-15}[dtype] * exact.abs().sum(over)
-        assert bool(((kept - exact.sum(over)).abs() <= bound).all())
+    layout = _layout(shape, x.stride(), gate.stride())
+    total = _sums(layout, axis, (x, gate), dtype)
+    exact = x.double() * sigmoid64(gate)
+    over = (0, 1, 2) if axis is None else (1 + axis,)
+    kept = total.double().sum(None if axis is None else 1)
+    bound = {torch.bfloat16: 1e-4, torch.float32: 1e-6, torch.float64: 2e-15}[dtype] * exact.abs().sum(over)
+    assert bool(((kept - exact.sum(over)).abs() <= bound).all())
+
+
+def _layout(shape: tuple[int, int, int], *strides: tuple[int, ...]) -> Frame:
+    return Frame(shape, tuple((b, r or None, c or None) for b, r, c in strides), (0, 1, 2), False)
+
+
+def _sums(layout: Frame, axis: int | None, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    """Of inputs[0] · σ(inputs[1]), tile by tile; every element starts as NaN."""
+    of_tiles = tiled.tiling(layout, dtype.itemsize, axis)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    sums = torch.full(of_tiles.shape_of_sums, torch.nan, dtype=wide, device=inputs[0].device)
+    tiled.launch_tiled(gate_formulas.sigmoid_gate, (), inputs, (), layout, (), sums, axis)
+    return sums
 
 
 @pytest.mark.parametrize("axis", [0, 1, None])
 def test_sums_have_the_same_bits_every_time(kernel_route: Route, axis: int | None) -> None:
     """The order of every addition is fixed."""
-    grad_out, x, gate = _addends(kernel_route, torch.float32, (1, 70, 130))
-    layout = Frame((1, 70, 130), ((0, 130, 1),) * 3, (0, 1, 2))
-    formula = gate_formulas.sigmoid_gate_backward
-    runs = [tiled.launch_tiled(formula, (), (grad_out, x, gate), (), layout, summed=2, axis=axis) for _ in range(3)]
-    for run in runs[1:]:
-        assert all(map(torch.equal, run, runs[0]))
+    _, x, gate = _addends(kernel_route, torch.float32, (1, 70, 130))
+    layout = _layout((1, 70, 130), (0, 130, 1), (0, 130, 1))
+    runs = [_sums(layout, axis, (x, gate), torch.float32) for _ in range(3)]
+    assert all(torch.equal(run, runs[0]) for run in runs[1:])
 
 
-def test_scalars_and_outputs(kernel_route: Route) -> None:
-    """A scalar operand, which comes first, is one number for all; outputs are written beside the sums."""
+@pytest.mark.parametrize("scale", [None, 1 / 3])
+def test_scalars_and_outputs(kernel_route: Route, scale: float | None) -> None:
+    """A scalar operand, which comes first, is one number for all, times the scale; outputs stand beside a sum."""
     _, x, gate = _addends(kernel_route, torch.float32, (1, 70, 130))
     grad_out = torch.tensor(1.5, device=kernel_route.device)
-    grad_x = torch.full_like(x, torch.nan)
-    layout = Frame((1, 70, 130), ((0, 130, 1),) * 3, (0, 1, 2))
-    formula = gate_formulas.sigmoid_gate_backward
-    (sums,) = tiled.launch_tiled(formula, (grad_out,), (x, gate), (grad_x,), layout, summed=1, axis=1)
+    grad_x, grad_gate = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    formula, layout = gate_formulas.sigmoid_gate_backward, _layout((1, 70, 130), *[(0, 130, 1)] * 4)
     s, s_minus = sigmoid64(gate), sigmoid64(-gate)
-    torch.testing.assert_close(grad_x.double(), 1.5 * s, rtol=1e-6, atol=0)
+    bits = None if scale is None else pointwise.factor(scale, torch.float32)
+    tiled.launch_tiled(formula, (grad_out,), (x, gate), (grad_x, grad_gate), layout, scale=bits)
+    factor = 1.5 * (scale or 1)
+    torch.testing.assert_close(grad_x.double(), factor * s, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad_gate.double(), factor * x.double() * s * s_minus, rtol=1e-6, atol=0)
+    sums = torch.full(tiled.tiling(layout, 4, 1).shape_of_sums, torch.nan, device=kernel_route.device)
+    layout = _layout((1, 70, 130), *[(0, 130, 1)] * 3)
+    tiled.launch_tiled(formula, (grad_out,), (x, gate), (grad_x,), layout, (), sums, 1)
     exact = (1.5 * x.double() * s * s_minus).sum(2)
     torch.testing.assert_close(sums.double().sum(1), exact, rtol=1e-5, atol=1e-5)
 
 
-def _launch(x: Tensor, gate: Tensor, formula: Any = gate_formulas.sigmoid_gate, **keywords: Any) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 9000, 1), (3, 70, 5), (2, 33, 65), (1, 1, 40)], ids=str)
+def test_partial_sums_are_added_up(kernel_route: Route, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """In float64, rounded once to the dtype of the result, times the scale, where the result's steps say."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    partials = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=wide).to(kernel_route.device)
+    out = torch.full((shape[2], shape[0]), torch.nan, dtype=dtype, device=kernel_route.device)
+    sums.add_up(partials, out, (1, shape[0]), pointwise.bits_of(1 / 3))
+    exact = partials.double().sum(1).mul(1 / 3).t()
+    bound = ulp_of(exact, dtype) * (0.5 if dtype != torch.float64 else 2) + 1e-13 * partials.double().abs().sum()
+    assert bool(((out.double() - exact).abs() <= bound).all())
+
+
+def _launch(
+    x: Tensor, gate: Tensor, formula: Any = gate_formulas.sigmoid_gate, summed: bool = False, **keywords: Any
+) -> None:
     out = torch.empty_like(x)
+    if summed:
+        keywords["sums"] = x.new_empty(0)
     layout = frames.frame(tuple(x.shape), tuple(tensor.stride() for tensor in (out, x, gate.expand_as(x))))
     assert layout is not None
     tiled.launch_tiled(formula, (), (x, gate.expand_as(x)), (out,), layout, **keywords)
@@ -194,14 +219,15 @@ def test_compiles_once_for_each_kind(jit: FakeKernel) -> None:
         lambda: _launch(x, torch.zeros(6, 1)),
         lambda: _launch(x, torch.zeros(6, 16)),
         lambda: _launch(torch.zeros(6, 17), torch.zeros(17)),
+        lambda: _launch(torch.zeros(2, 6, 64).transpose(0, 1), torch.zeros(64)),
         lambda: _launch(x.bfloat16(), gate),
         lambda: _launch(x, gate.bfloat16()),
         lambda: _launch(x, torch.zeros(17)[1:]),
         lambda: _launch(torch.zeros(6 * 16 + 1)[1:].view(6, 16), gate),
         lambda: _launch(x, gate, gate_formulas.swiglu),
         lambda: _launch(x, gate, constants=(1,)),
-        lambda: _launch(x, gate, summed=1, axis=0),
-        lambda: _launch(x, gate, summed=1, axis=1),
+        lambda: _launch(x, gate, summed=True, axis=0),
+        lambda: _launch(x, gate, summed=True, axis=1),
     ]
     for count, launch in enumerate(others, start=2):
         launch()
@@ -212,10 +238,10 @@ def test_compiles_once_for_each_kind(jit: FakeKernel) -> None:
 @pytest.mark.parametrize("axis", [0, 1, None])
 def test_the_grid_covers_every_tile(jit: FakeKernel, shape: tuple[int, int], axis: int | None) -> None:
     """As many programs as tiles fill the rows and columns; a tile has at most the elements of a block."""
-    keywords: dict[str, Any] = {"summed": 1, "axis": axis}
+    keywords: dict[str, Any] = {"summed": True, "axis": axis}
     _launch(torch.empty(shape, device="cpu"), torch.empty(shape[0], 1), **keywords)
     (launched,) = jit.launched
-    grid, *args = launched
-    rows, columns = args[-2:]
-    assert grid == (prod(-(-size // tile) for size, tile in zip(shape, (rows, columns), strict=True)), 1, 1)
+    programs, _, *args = launched
+    rows, columns = args[-3:-1]
+    assert programs == prod(-(-size // tile) for size, tile in zip(shape, (rows, columns), strict=True))
     assert rows * columns <= 2048

@@ -1,0 +1,50 @@
+"""The second launch of a sum: what each tile added up is added up once more, in one order for all runs."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import kind
+from .launch import launch as launch_kernel
+from .pointwise import store_sum
+
+# Partial sums by results that a program handles at a time: of one result, and of many.
+SHAPE_OF_ONE, SHAPE_OF_MANY = (4096, 1), (32, 32)
+
+
+@triton.jit(do_not_specialize=["n_partials", "n_results", "blocks", "scale"])
+def sums_kernel(
+    partials,
+    out,
+    steps,
+    n_partials: tl.int64,
+    n_results: tl.int64,
+    blocks: tl.int32,
+    scale,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """out[batch, i] = the sum of partials[batch, :, i], taken in float64; ``steps`` are those of out, per batch and i.
+
+    ``scale``, the bits of a float64 or None, multiplies it. ``blocks`` of COLUMNS results make up a batch.
+    """
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    column = (tl.program_id(0) % blocks).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.arange(0, ROWS)
+    pointers = partials + (batch * n_partials + row[:, None]) * n_results + column[None, :]
+    total = tl.zeros((ROWS, COLUMNS), tl.float64)
+    for start in range(0, n_partials, ROWS):
+        mask = (row < n_partials - start)[:, None] & (column < n_results)[None, :]
+        total += tl.load(pointers + start * n_results, mask=mask, other=0.0).to(tl.float64)
+    store_sum(out + batch * steps[0] + column * steps[1], tl.sum(total, axis=0), scale, column < n_results)
+
+
+def add_up(partials: Tensor, out: Tensor, steps: tuple[int, int], scale: int | None = None) -> None:
+    """Write the sums of ``partials``, [batch, partial, result], to ``out``, where ``steps`` say."""
+    batch, n_partials, n_results = partials.shape
+    rows, columns = SHAPE_OF_ONE if n_results == 1 else SHAPE_OF_MANY
+    blocks = (n_results - 1) // columns + 1
+    args = (partials, out, steps, n_partials, n_results, blocks, scale, rows, columns)
+    kinds = [(x.dtype, x.data_ptr() % 16 == 0) for x in (partials, out)]
+    key = (id(sums_kernel), out.get_device(), *kinds, *map(kind, steps), scale is None, rows)
+    launch_kernel(sums_kernel, batch * blocks, args, key)
