@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -127,3 +127,19 @@ def destroy(library: Library) -> bool:
     except AttributeError:
         return False
     return True
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def scripts_as(form: Callable[..., Any]) -> Callable[[_F], _F]:
+    """TorchScript compiles ``form`` in place of the function: the same arguments, in PyTorch's operators alone.
+
+    ``form`` has no keyword-only arguments, which TorchScript does not compile: those of the function come last in it.
+    """
+
+    def decorate(function: _F) -> _F:
+        function.__prepare_scriptable__ = lambda: form  # type: ignore[attr-defined]  # what torch.jit.script looks for
+        return function
+
+    return decorate

@@ -1,13 +1,12 @@
 """``sigmoid``, ``sigmoid_`` and ``Sigmoid``: a fused kernel or PyTorch's own."""
 
-import contextlib
 from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from sigmoid_op import dispatch
+from sigmoid_op import _torch, dispatch
 from sigmoid_op.ops.shared import (
     GradientFunction,
     TransformableFunction,
@@ -21,6 +20,11 @@ from sigmoid_op.ops.shared import (
 _torch_sigmoid = torch.sigmoid  # looking it up takes 5 % of a call with 16 elements (python -m timeit)
 
 
+def _scripted_sigmoid(input: Tensor, out: Tensor | None = None, exact_grad: bool = False) -> Tensor:
+    return torch.sigmoid(input) if out is None else torch.sigmoid(input, out=out)
+
+
+@_torch.scripts_as(_scripted_sigmoid)
 def sigmoid(input: Tensor, *, out: Tensor | None = None, exact_grad: bool = False) -> Tensor:
     r"""Apply the logistic sigmoid to each element: a drop-in for :func:`torch.sigmoid`.
 
@@ -81,6 +85,11 @@ def _forward(x: Tensor) -> Tensor:
     return out
 
 
+def _scripted_sigmoid_(input: Tensor) -> Tensor:
+    return torch.sigmoid_(input)
+
+
+@_torch.scripts_as(_scripted_sigmoid_)
 def sigmoid_(input: Tensor) -> Tensor:
     """Apply the logistic sigmoid in place: a drop-in for :meth:`torch.Tensor.sigmoid_`.
 
@@ -207,7 +216,7 @@ class Sigmoid(nn.Sigmoid):
         - Output: that of the input
     """
 
-    __constants__ = ("exact_grad",)  # TorchScript, which knows no such gradient, leaves out that branch
+    __constants__ = ("exact_grad",)  # TorchScript does not see what is on the class
     exact_grad: bool = False  # on the class too, for modules that were made as nn.Sigmoid
 
     def __init__(self, exact_grad: bool = False) -> None:
@@ -215,18 +224,7 @@ class Sigmoid(nn.Sigmoid):
         self.exact_grad = exact_grad
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.exact_grad and not torch.jit.is_scripting():
-            return sigmoid(input, exact_grad=True)
-        return sigmoid(input)
+        return sigmoid(input, exact_grad=self.exact_grad)
 
     def extra_repr(self) -> str:
         return "exact_grad=True" if self.exact_grad else ""
-
-
-# TorchScript cannot compile a function with keyword-only defaults; its (private) table tells it which operators these
-# stand for. Without that table scripting fails, and everything else works.
-with contextlib.suppress(ImportError):
-    from torch.jit._builtins import _register_builtin
-
-    _register_builtin(sigmoid, "aten::sigmoid")
-    _register_builtin(sigmoid_, "aten::sigmoid_")

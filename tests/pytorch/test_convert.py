@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -148,9 +147,7 @@ def _check_subclasses(convert: Convert) -> None:
     parametrized = nn.Sigmoid()
     parametrized.scale = nn.Parameter(torch.ones(1))
     parametrize.register_parametrization(parametrized, "scale", nn.Identity())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
-        scripted = torch.jit.script(nn.Sigmoid())
+    scripted = torch.jit.script(nn.Sigmoid())
     hooked: Any = nn.Sigmoid()
     hooked.forward = hooked.forward
     model = nn.Sequential(_MySigmoid(), parametrized, scripted, hooked, nn.Softsign(), nn.Hardsigmoid(), nn.Sigmoid())
@@ -261,9 +258,7 @@ def test_copies_pickles_and_scripts() -> None:
     for twin in twins:
         assert type(twin.act) is Sigmoid
         torch.testing.assert_close(twin(x), expected)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
-        scripted = torch.jit.script(model)
+    scripted = torch.jit.script(model)
     assert "aten::sigmoid" in str(scripted.inlined_graph)
     torch.testing.assert_close(scripted(x), expected)
 

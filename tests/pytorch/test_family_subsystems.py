@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -16,16 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from sigmoid_op import (
     GLU,
     SiLU,
-    binary_cross_entropy_with_logits,
     convert,
     dispatch,
-    glu,
-    logsigmoid,
     revert,
-    sigmoid_focal_loss,
-    sigmoid_gate,
-    silu,
-    swiglu,
 )
 from tests.conftest import Route
 from tests.members import MEMBERS, Member, every_member
@@ -66,37 +58,12 @@ def test_module_copies(route: Route, member: Member) -> None:
 def test_jit(kernel_route: Route, launches: list[str], member: Member) -> None:
     """TorchScript, scripted or traced, holds PyTorch's operators, and computes the same."""
     operands = _operands(member, kernel_route)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
-        scripted = torch.jit.script(member.module())
-        traced = torch.jit.trace(member.module(), operands, check_trace=False)
+    scripted = torch.jit.script(member.module())
+    traced = torch.jit.trace(member.module(), operands, check_trace=False)
     for program in (scripted, traced):
         assert "PythonOp" not in str(program.inlined_graph)
         _assert_computes(member, program, *operands)
     assert launches == []
-
-
-SCRIPTABLE: list[tuple[Callable[..., Tensor], int]] = [
-    (silu, 1),
-    (glu, 1),
-    (logsigmoid, 1),
-    (swiglu, 1),
-    (swiglu, 2),
-    (sigmoid_gate, 2),
-    (binary_cross_entropy_with_logits, 2),
-    (sigmoid_focal_loss, 2),
-]
-
-
-@pytest.mark.parametrize(("function", "arity"), SCRIPTABLE, ids=lambda value: getattr(value, "__name__", value))
-def test_functions_in_a_script(route: Route, function: Callable[..., Tensor], arity: int) -> None:
-    """A scripted model may call them: TorchScript compiles PyTorch's operators in their place."""
-    operands = [torch.rand(4, 6, device=route.device) for _ in range(arity)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
-        scripted = torch.jit.script(function)
-    assert "PythonOp" not in str(scripted.inlined_graph)
-    torch.testing.assert_close(scripted(*operands), function(*operands))
 
 
 @every_member

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import warnings
 from functools import partial
 from typing import Any
 
@@ -249,9 +248,7 @@ def test_torchscript_has_the_result_and_pytorchs_gradient(route: Route) -> None:
     module = Sigmoid(exact_grad=True)
     x = torch.tensor([-2.0, 0.5, 3.0], device=route.device, requires_grad=True)
     want = torch.autograd.grad(torch.sigmoid(x).sum(), x)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
-        programs = (torch.jit.script(module), torch.jit.trace(module, x))
+    programs = (torch.jit.script(module), torch.jit.trace(module, x))
     for program in programs:
         torch.testing.assert_close(program(x), torch.sigmoid(x))
         torch.testing.assert_close(torch.autograd.grad(program(x).sum(), x), want)

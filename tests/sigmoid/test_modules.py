@@ -3,13 +3,12 @@
 import copy
 import io
 import pickle
-import warnings
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sigmoid_op import Sigmoid, sigmoid, sigmoid_
+from sigmoid_op import Sigmoid
 from tests.conftest import Route
 
 
@@ -59,33 +58,16 @@ def test_symbolic_trace() -> None:
 
 def test_jit_trace(route: Route) -> None:
     """``torch.jit.trace`` records ``aten::sigmoid``."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
-        traced = torch.jit.trace(Sigmoid(), torch.zeros(2, device=route.device))
+    traced = torch.jit.trace(Sigmoid(), torch.zeros(2, device=route.device))
     assert "aten::sigmoid" in str(traced.graph)
 
 
 def test_jit_script() -> None:
     """``torch.jit.script`` compiles it to ``aten::sigmoid``, as it does ``nn.Sigmoid``."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
-        scripted = torch.jit.script(_model())
+    scripted = torch.jit.script(_model())
     assert "aten::sigmoid" in str(scripted.inlined_graph)
     x = torch.randn(2, 4)
     torch.testing.assert_close(scripted(x), _model()(x))
-
-
-def _in_place_and_not(x: Tensor) -> Tensor:
-    return sigmoid_(sigmoid(x))
-
-
-def test_functions_in_a_script() -> None:
-    """A scripted function may call ``sigmoid`` and ``sigmoid_``: TorchScript compiles PyTorch's operators for them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch deprecates TorchScript; it still exists
-        scripted = torch.jit.script(_in_place_and_not)
-    kinds = [node.kind() for node in scripted.graph.nodes()]
-    assert kinds == ["aten::sigmoid", "aten::sigmoid_"]
 
 
 @pytest.mark.parametrize("training", [True, False])
