@@ -14,7 +14,7 @@ from .frame import Frame
 from .intrinsics import round_to
 from .launch import kind
 from .launch import launch as launch_kernel
-from .pointwise import BLOCK_SIZES, apply, load_scalars, store_sum
+from .pointwise import BLOCK_SIZES, alignments, apply, load_scalars, store_sum
 
 # Columns of a tile that is summed along its rows. 64 are whole sectors of memory in every dtype, and leave 32 rows to
 # add up before a partial sum is written: by count 0.25 bytes an element, of 6 that a 16-bit gate's gradient moves.
@@ -217,6 +217,7 @@ def launch_tiled(
     tensors = (*scalars, *inputs, *outputs) if sums is None else (*scalars, *inputs, *outputs, sums)
     args = arguments(formula, scalars, inputs, outputs, frame, constants, sums, axis, scale)
     counts = (len(scalars), len(outputs), sums is None, scale is None, axis)
-    kinds = [(x.dtype, x.data_ptr() % 16 == 0) for x in tensors]
-    key = (id(formula), first.get_device(), constants, counts, tiles.kind, *kinds)
+    key = (
+        id(formula), first.get_device(), constants, counts, tiles.kind, alignments(tensors), *[x.dtype for x in tensors]
+    )  # fmt: skip
     launch_kernel(tiled_kernel, tiles.programs, args, key)

@@ -87,15 +87,15 @@ def takes(op: str, first: Tensor, *others: Tensor) -> bool:
         and (first.is_cuda or INTERPRETED)
         and is_eager()
         and first.numel() >= MIN_ELEMENTS[op]
-        and _is_readable(first)
     ):
         return False
-    for x in others:
-        if type(x) not in TENSOR_TYPES or not _is_readable(x) or x.get_device() != first.get_device():
-            return False
-    if forward_ad_level() >= 0 and any(_has_tangent(x) for x in (first, *others)):
+    least = _SAVABLE if torch.is_grad_enabled() else _READABLE
+    if _kind(first) < least:
         return False
-    return not (torch.is_grad_enabled() and any(map(Tensor.is_inference, (first, *others))))
+    for x in others:
+        if type(x) not in TENSOR_TYPES or _kind(x) < least or x.get_device() != first.get_device():
+            return False
+    return forward_ad_level() < 0 or not any(_has_tangent(x) for x in (first, *others))
 
 
 def _has_tangent(x: Tensor) -> bool:
@@ -108,8 +108,21 @@ def is_eager() -> bool:
     return not (_is_compiling() or is_tracing() or functorch_active())
 
 
-def _is_readable(x: Tensor) -> bool:
-    return (x.is_cuda or (INTERPRETED and x.is_cpu)) and x.dtype in KERNEL_DTYPES and is_ordinary(x)
+# What a tensor is to a kernel, in ascending order: an inference tensor can be read, and not be saved for a gradient.
+_OTHER, _READABLE, _SAVABLE = range(3)
+_kinds: dict[tuple[int, torch.dtype], int] = {}
+
+
+def _kind(x: Tensor) -> int:
+    """By the key set in which PyTorch's dispatcher looks for all this: there are few, and each is asked once."""
+    key = dispatch_keys(x), x.dtype
+    kind = _kinds.get(key)
+    if kind is None or key[0] < 0:
+        kind = _OTHER
+        if (x.is_cuda or x.is_cpu) and x.dtype in KERNEL_DTYPES and is_ordinary(x):
+            kind = _READABLE if x.is_inference() else _SAVABLE
+        _kinds[key] = kind
+    return kind
 
 
 def records(*operands: Tensor | None) -> bool:
@@ -141,30 +154,17 @@ def reads(*operands: Tensor | None) -> bool:
     """
     if not AVAILABLE or torch.is_grad_enabled() or forward_ad_level() >= 0 or not is_eager() or is_watched():
         return False
-    for x in operands:  # noqa: SIM110  # a generator would take twice as long
-        if x is not None and not (type(x) in TENSOR_TYPES and _is_readable(x)):
+    for x in operands:  # a generator would take twice as long
+        if x is not None and not (type(x) in TENSOR_TYPES and (x.is_cuda or INTERPRETED) and _kind(x)):
             return False
     return True
-
-
-_ordinary: dict[int, bool] = {}  # by the dispatcher's keys of a tensor, of which there are few
 
 
 def is_ordinary(x: Tensor) -> bool:
     """Neither sparse, nested, lazily negated, a symbolic zero nor wrapped: its memory holds its values.
 
-    All this is in the key set by which PyTorch's own dispatcher finds an operator, so each set is asked once.
-    """
-    keys = dispatch_keys(x)
-    known = _ordinary.get(keys)
-    if known is None or keys < 0:
-        known = _ordinary[keys] = _is_ordinary(x)
-    return known
-
-
-def _is_ordinary(x: Tensor) -> bool:
-    """torch.func wraps tensors, which outlive their transform in the function that ``vjp`` returns. The older vmap,
-    which batched gradients (``is_grads_batched=True``) still use, has a wrapper of its own.
+    torch.func wraps tensors, which outlive their transform in the function that ``vjp`` returns. The older vmap, which
+    batched gradients (``is_grads_batched=True``) still use, has a wrapper of its own.
     """
     return (
         x.layout is torch.strided
@@ -183,7 +183,15 @@ def is_watched() -> bool:
 
 def supported(x: Tensor) -> bool:
     """Whether a σ kernel can take ``x`` in its memory order and give a result of the same strides."""
-    return AVAILABLE and type(x) in TENSOR_TYPES and is_eager() and _is_readable(x) and is_dense(x) and not is_watched()
+    return (
+        AVAILABLE
+        and type(x) in TENSOR_TYPES
+        and (x.is_cuda or INTERPRETED)
+        and is_eager()
+        and _kind(x) > _OTHER
+        and is_dense(x)
+        and not is_watched()
+    )
 
 
 def is_dense(x: Tensor) -> bool:
