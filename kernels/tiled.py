@@ -138,16 +138,19 @@ def tiled_kernel(
         )
 
 
+_kinds: dict[tuple[Any, ...], int] = {}  # numbered, as a number is quicker to look up
+
+
 class Tiling(NamedTuple):
     """How a frame is cut: what the kernel is given for it, the number of programs, and the shape of a sum.
 
-    ``kind`` is what the compiled kernel depends on. Outermost sizes are not of it, so that other numbers of rows, or of
-    elements, take the same kernel.
+    What the compiled kernel depends on leaves out the outermost sizes, so that other numbers of rows, or of elements,
+    take the same kernel.
     """
 
     sizes: tuple[int, int, int, int]
     tile: tuple[int, int, bool]  # ROWS, COLUMNS, WHOLE
-    kind: tuple[Any, ...]
+    kind: int  # what the compiled kernel depends on has this number
     programs: int
     shape_of_sums: tuple[int, int, int]
 
@@ -172,7 +175,8 @@ def _tiling(frame: Frame, itemsize: int, axis: int | None) -> Tiling:
     shapes = {0: (batch, row_tiles, n_columns), 1: (batch, column_tiles, n_rows), None: (1, programs, 1)}
     tile = (rows, columns, n_columns % 16 == 0)
     steps = tuple(kind(step) for of_operand in frame.steps for step in of_operand)
-    return Tiling((n_rows, n_columns, row_tiles, column_tiles), tile, (*tile, *steps), programs, shapes[axis])
+    number = _kinds.setdefault((*tile, *steps), len(_kinds))
+    return Tiling((n_rows, n_columns, row_tiles, column_tiles), tile, number, programs, shapes[axis])
 
 
 def arguments(
@@ -181,13 +185,13 @@ def arguments(
     inputs: tuple[Tensor, ...],
     outputs: tuple[Tensor, ...],
     frame: Frame,
-    constants: tuple[Any, ...],
-    sums: Tensor | None,
-    axis: int | None,
-    scale: int | None,
+    tiles: Tiling,
+    constants: tuple[Any, ...] = (),
+    sums: Tensor | None = None,
+    axis: int | None = None,
+    scale: int | None = None,
 ) -> tuple[Any, ...]:
     """Those of :func:`tiled_kernel`."""
-    tiles = tiling(frame, (outputs[0] if outputs else inputs[0]).element_size(), axis)
     n_outputs = len(outputs)
     of_inputs = tuple(zip(inputs, frame.steps[n_outputs:], strict=True))
     steps = frame.steps[:n_outputs]
@@ -215,7 +219,7 @@ def launch_tiled(
     first = outputs[0] if outputs else inputs[0]
     tiles = tiling(frame, first.element_size(), axis)
     tensors = (*scalars, *inputs, *outputs) if sums is None else (*scalars, *inputs, *outputs, sums)
-    args = arguments(formula, scalars, inputs, outputs, frame, constants, sums, axis, scale)
+    args = arguments(formula, scalars, inputs, outputs, frame, tiles, constants, sums, axis, scale)
     counts = (len(scalars), len(outputs), sums is None, scale is None, axis)
     key = (
         id(formula), first.get_device(), constants, counts, tiles.kind, alignments(tensors), *[x.dtype for x in tensors]

@@ -12,7 +12,7 @@ from torch import Tensor
 from sigmoid_op.kernels import gates, losses, sigmoid
 from sigmoid_op.kernels.frame import frame
 from sigmoid_op.kernels.pointwise import BLOCK_SIZES, max_registers, pointwise_kernel
-from sigmoid_op.kernels.tiled import arguments, tiled_kernel
+from sigmoid_op.kernels.tiled import arguments, tiled_kernel, tiling
 
 Operands = tuple[Tensor, ...]
 
@@ -91,7 +91,8 @@ class TiledKernel:
         layout = frame(inputs[0].shape, tuple(x.stride() for x in outputs + inputs))
         assert layout is not None
         sums = meta((2**10,), torch.float64 if dtype == torch.float64 else torch.float32) if self.summed else None
-        return arguments(self.formula, (), inputs, outputs, layout, self.constants(dtype), sums, self.axis, None)
+        tiles = tiling(layout, (outputs or inputs)[0].element_size(), self.axis)
+        return arguments(self.formula, (), inputs, outputs, layout, tiles, self.constants(dtype), sums, self.axis)
 
 
 def _bytes(x: Tensor) -> int:
