@@ -60,6 +60,8 @@ def test_transforms() -> None:
     assert not _torch.functorch_active()
     assert [_torch.is_functorch_wrapped(tensor) for tensor in kept] == [True] * 3
     assert [_torch.is_legacy_batched(tensor) for tensor in kept] == [False] * 3
+    assert [_torch.is_functorch_wrapped(_torch.unwrapped(tensor)) for tensor in kept] == [False] * 3
+    assert _torch.unwrapped(kept[0]).shape == (2, 3)  # of vmap: the whole batch
 
 
 def test_batched_gradients() -> None:
@@ -165,6 +167,7 @@ REMOVED = [
     "torch._C._are_functorch_transforms_active",
     "torch._C._functorch.is_functorch_wrapped_tensor",
     "torch._C._functorch.is_legacy_batchedtensor",
+    "torch._C._functorch.get_unwrapped",
     "torch._C._is_tracing",
     "torch._C._len_torch_dispatch_stack",
     "torch._C._len_torch_function_stack",
