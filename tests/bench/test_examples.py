@@ -1,0 +1,109 @@
+"""The examples run by themselves, on PyTorch's operators and through the kernels, and notice what differs."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from bench.environment import ROOT
+
+SHORT = {
+    "digits": ["--steps", "3"],
+    "multilabel": ["--steps", "2"],
+    "saturated_gates": ["--steps", "2", "--seeds", "1"],
+    "swiglu_block": ["--steps", "2", "--tokens", "8", "--features", "16"],
+}
+
+
+def _run(name: str, folder: Path, interpreted: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": interpreted}
+    line = [sys.executable, f"examples/{name}.py", *SHORT[name], "--device", "cpu", "--out", str(folder)]
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def _import(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_example_is_tested() -> None:
+    """A new one cannot come without its line in the table."""
+    assert set(SHORT) == {path.stem for path in (ROOT / "examples").glob("*.py")}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_examples_run(name: str, tmp_path: Path) -> None:
+    """By themselves, on a CPU: losses agree bit for bit where there are two of them; a file that report reads."""
+    done = _run(name, tmp_path, interpreted="0")
+    assert done.returncode == 0, done.stderr
+    assert "DIFFER" not in done.stdout
+    record = json.loads((tmp_path / f"{name}.json").read_text())
+    assert (record["schema"], record["kind"], record["status"]) == (1, name, "complete")
+
+
+@pytest.mark.parametrize("name", ["digits", "multilabel", "swiglu_block"])
+def test_examples_agree_on_the_kernels(name: str, tmp_path: Path) -> None:
+    """Within the tolerance, in Triton's interpreter, and not bit for bit where rounding differs: the kernels ran."""
+    pytest.importorskip("triton")
+    done = _run(name, tmp_path, interpreted="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("wrong", "code"), [(1.0, 0), (1.01, 1), (float("nan"), 1)])
+def test_a_wrong_loss_is_noticed(
+    wrong: float, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Off by a hundredth, which Adam takes no notice of, or NaN: the gradient norms tell."""
+    monkeypatch.setenv("SIGMOID_OP_MIN_ELEMENTS", "1")
+    monkeypatch.setenv("TRITON_INTERPRET", "")
+    multilabel = _import("multilabel")
+    monkeypatch.setattr(
+        multilabel,
+        "sigmoid_focal_loss",
+        lambda logits, y, reduction: wrong * multilabel.pytorch_focal_loss(logits, y),
+    )
+    monkeypatch.setattr(
+        multilabel, "binary_cross_entropy_with_logits", torch.nn.functional.binary_cross_entropy_with_logits
+    )
+    monkeypatch.setattr(sys, "argv", ["multilabel.py", "--steps", "2", "--device", "cpu"])
+    assert multilabel.main() == code
+    assert ("DIFFER" in capsys.readouterr().out) is bool(code)
+
+
+def test_a_shut_gate_opens_with_the_exact_gradient_alone() -> None:
+    """The first gradient of a gate at x = 8 in bfloat16: 0 but for ``exact_grad`` and for float32."""
+    gates = _import("saturated_gates")
+    x = torch.rand(200, 64, generator=torch.Generator().manual_seed(0))
+    data = [x, x, torch.arange(200) % 10, torch.arange(200) % 10]
+    first = {name: gates.train(name, 0, data, steps=1)["first_gate_gradient"] for name in gates.VARIANTS}
+    assert [name for name, gradient in first.items() if gradient > 0] == [
+        "Sigmoid(exact_grad=True)", "nn.Sigmoid, float32"
+    ]  # fmt: skip
+
+
+def test_an_interrupt_keeps_the_trainings_that_ended(tmp_path: Path) -> None:
+    """Code 130; the file and the picture have what is done."""
+    line = [sys.executable, "examples/saturated_gates.py", "--steps", "2", "--seeds", "9999", "--out", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "test accuracy" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "(interrupted)" in printed
+    record = json.loads((tmp_path / "saturated_gates.json").read_text())
+    assert record["status"] == "interrupted"
+    assert len(record["histories"]) >= 1
+    assert (tmp_path / "saturated_gates.png").stat().st_size > 10_000
