@@ -3,10 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # What the measurements need beyond the library itself, by the name of the module.
-PACKAGES = {"matplotlib": "matplotlib", "mpmath": "mpmath", "rich": "rich", "sklearn": "scikit-learn"}
+PACKAGES = {"matplotlib": "matplotlib", "mpmath": "mpmath", "rich": "rich"}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -16,23 +16,19 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    from bench import (
-        accuracy,
-        codegen,
-        figure,
-        gpu,
-        host,
-        proof,
-        pytorch_kernels,
-        report,
-        revive,
-        runner,
-        train,
-        tune,
-        ways_in,
-    )
+def modules() -> dict[str, Any]:
+    """The commands, by name. The first is run where none is named."""
+    from bench import accuracy, codegen, figure, gpu, host, report, run, tune
+    from bench.accuracy import proof
+    from bench.codegen import pytorch
 
+    return {
+        "grid": run, "report": report, "accuracy": accuracy, "proof": proof, "codegen": codegen, "pytorch": pytorch,
+        "host": host, "tune": tune, "gpu": gpu, "figure": figure,
+    }  # fmt: skip
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python -m bench",
         description="Measure sigmoid_op on the best device found (CUDA, else CPU).",
@@ -40,22 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    modules = {
-        "grid": runner,
-        "train": train,
-        "report": report,
-        "codegen": codegen,
-        "pytorch": pytorch_kernels,
-        "host": host,
-        "ways_in": ways_in,
-        "figure": figure,
-        "accuracy": accuracy,
-        "proof": proof,
-        "revive": revive,
-        "gpu": gpu,
-        "tune": tune,
-    }
-    for name, module in modules.items():
+    for name, module in modules().items():
         summary, _, details = (module.__doc__ or "").partition("\n")
         command = commands.add_parser(name, help=summary, description=f"{summary} {details}", allow_abbrev=False)
         module.add_arguments(command)
@@ -67,31 +48,34 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command, ``grid`` where none is named; return the exit code."""
-    try:
-        parser = make_parser()
-    except ModuleNotFoundError as error:
-        return _missing(error)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["grid", *arguments]
-    parsed = parser.parse_args(arguments)
-    parsed.arguments = list(arguments)
     try:
+        parsed = make_parser().parse_args(arguments)
+        parsed.arguments = list(arguments)
         code: int = parsed.run(parsed)
-    except ModuleNotFoundError as error:
-        return _missing(error)
+        return code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"interrupted: {_kept()}", file=sys.stderr)
         return 130
-    return code
+    except ModuleNotFoundError as error:
+        package = PACKAGES.get((error.name or "").partition(".")[0])
+        if package is None:  # a mistake of ours
+            raise
+        print(f"python -m bench needs {package}: pip install {package}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if type(error).__name__ != "UsageError":  # not imported: its module may be what is missing
+            raise
+        print(f"python -m bench {arguments[0]}: error: {error}", file=sys.stderr)
+        return 2
 
 
-def _missing(error: ModuleNotFoundError) -> int:
-    """Say what to install, if that is what is missing: 2. Anything else is a mistake of ours, raised again."""
-    package = PACKAGES.get((error.name or "").partition(".")[0])
-    if package is None:
-        raise error
-    print(f"python -m bench needs {package}: pip install {package}", file=sys.stderr)
-    return 2
+def _kept() -> str:
+    """What is on disk, if the benchmark was imported far enough to write anything."""
+    results = sys.modules.get("bench.results")
+    kept = ", ".join(map(str, results.written)) if results else ""
+    return f"kept {kept}" if kept else "nothing was measured yet"
 
 
 if __name__ == "__main__":

@@ -17,9 +17,7 @@ import torch
 from sigmoid_op import dispatch
 
 ROOT = Path(__file__).resolve().parents[1]
-_NVIDIA_SMI_FIELDS = (
-    "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu"
-)
+_NVIDIA_SMI = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -48,6 +46,13 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def one_line(where: dict[str, Any]) -> str:
+    """What a table's reader wants to know of it."""
+    commit = f"commit {(where['commit'] or 'unknown')[:12]}{' with changes' if where['dirty'] else ''}"
+    versions = f"torch {where['torch']}, Triton {where['triton']}, Python {where['python']}"
+    return f"{where['device']}, {versions}, {commit}, {where['date'][:10]}"
+
+
 def without_out(arguments: Sequence[str]) -> list[str]:
     """The arguments without ``--out`` and the path that follows it, which says nothing of what was run."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -72,14 +77,9 @@ def device_name(device: torch.device) -> str:
 def gpu(device: torch.device) -> dict[str, Any]:
     """The GPU as torch and, where it is there, nvidia-smi describe it; the clocks are those of this moment, in MHz."""
     properties = torch.cuda.get_device_properties(device)
-    described = _output(
-        "nvidia-smi",
-        f"--id=GPU-{properties.uuid}",
-        f"--query-gpu={_NVIDIA_SMI_FIELDS}",
-        "--format=csv,noheader,nounits",
-    )
-    values = described.split(", ") if described else []
-    names = _NVIDIA_SMI_FIELDS.split(",")
+    query = f"--query-gpu={_NVIDIA_SMI}"
+    described = _output("nvidia-smi", f"--id=GPU-{properties.uuid}", query, "--format=csv,noheader,nounits")
+    names, values = _NVIDIA_SMI.split(","), (described or "").split(", ")
     return {
         "name": properties.name,
         "compute_capability": f"{properties.major}.{properties.minor}",

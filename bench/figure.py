@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from bench.environment import ROOT
+from bench.options import UsageError, output_folder
 from sigmoid_op import sigmoid
 
-PICTURE = Path(__file__).resolve().parents[1] / "docs" / "sigmoid.png"
+PICTURE = ROOT / "docs" / "sigmoid.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,10 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """The command: 0; 2 for a file of another kind than a picture's."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    if (kind := args.out.suffix[1:]) not in (kinds := figure.canvas.get_supported_filetypes()):
+        raise UsageError(f"{args.out} is none of {', '.join(sorted(kinds))}: {kind!r}")
+    output_folder(args.out.parent)
     x = torch.linspace(-8, 8, 801, dtype=torch.float64, requires_grad=True)
     out = sigmoid(x)
     (derivative,) = torch.autograd.grad(out.sum(), x)
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot(x.detach(), out.detach(), label=r"$\sigma(x) = 1\,/\,(1 + e^{-x})$", color="tab:blue")
     axes.plot(x.detach(), derivative, label=r"$\sigma'(x) = \sigma(x)\,(1 - \sigma(x))$", color="tab:orange")
@@ -33,7 +39,6 @@ def run(args: argparse.Namespace) -> int:
     axes.set_ylim(-0.03, 1.08)
     axes.grid(alpha=0.3)
     axes.legend(loc="center left")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=120)
     print(f"picture: {args.out}")
     return 0

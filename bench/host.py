@@ -26,8 +26,8 @@ from torch.utils.benchmark import Timer
 from bench.environment import ROOT, environment
 from bench.ops import OPS, Form, Operands, kernels_from
 from bench.options import add_device_and_out, choose_device, elements, output_folder, positive
-from bench.report import output_console
-from bench.results import write
+from bench.results import load, write
+from bench.tables import output_console, print_files
 from bench.timing import Effort, Sampler, interleave
 from sigmoid_op import convert, dispatch, enable, sigmoid
 
@@ -99,7 +99,7 @@ def on_kernels(device: torch.device, n_elements: int, rounds: int) -> tuple[Grou
     """The groups that run our kernels, and whether all of them are there: an interrupt keeps those that are done."""
     groups: Groups = []
     try:
-        with kernels_from(0):
+        with kernels_from(1):
             measure(groups, "kernel", device, n_elements, rounds)
             measure_ways(groups, device, n_elements, rounds)
     except KeyboardInterrupt:
@@ -135,7 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The command: 0, or 130 when interrupted. Without Triton the kernels are left out."""
     device = choose_device(args.device)
-    folder = output_folder(args.out, device)
+    path = output_folder(args.out, device) / "host.json"
     groups: Groups = []
     complete = False
     with suppress(KeyboardInterrupt):
@@ -148,18 +148,16 @@ def run(args: argparse.Namespace) -> int:
                 of_kernels, complete = with_free_launches(args.elements, args.rounds)
                 groups = of_kernels + groups
     status = "complete" if complete else "interrupted"
-    where = environment(device)
-    write(folder / "host.json", "host", where, status=status, n_elements=args.elements, groups=groups)
-    show(json.loads((folder / "host.json").read_text()), folder)
-    print(f"Results in {folder} ({status}): host.json")
+    write(path, "host", environment(device), status=status, n_elements=args.elements, groups=groups)
+    print_files(path.parent, status, [path, *show(load(path), path.parent)])
     return 0 if complete else 130
 
 
-def show(record: dict[str, Any], folder: Path) -> None:
-    """Print the tables of a host.json."""
+def show(record: dict[str, Any], folder: Path) -> list[Path]:
+    """Print the tables of a host.json. It has no picture."""
     console = output_console()
     groups = record["groups"]
-    unit_ns = statistics.median(ns for g in groups for ns in g["samples_ns"].get("unit", ()))
+    unit_ns = statistics.median([ns for g in groups for ns in g["samples_ns"].get("unit", ())] or [0.0])
     for route in dict.fromkeys(group["route"] for group in groups):
         launches = "real" if record["environment"]["device_type"] == "cuda" else "free"
         title = {"kernel": f"kernels, launches {launches}", "wrapper": "plain CPU tensors, PyTorch's operators"}[route]
@@ -183,6 +181,7 @@ def show(record: dict[str, Any], folder: Path) -> None:
             base = "nn.Sigmoid" if name.startswith("nn.") else "torch.sigmoid"
             table.add_row(name, *(f"{ratio(of_mode[name], of_mode[base]):.2f}" for of_mode in ways.values()))
         console.print(table)
+    return []
 
 
 def ratio(times: Sequence[float], others: Sequence[float]) -> float:

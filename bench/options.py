@@ -1,8 +1,9 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the folder that their files go to."""
 
 import argparse
 import math
 import re
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -11,10 +12,16 @@ import torch
 from bench.environment import device_name
 
 DEFAULT_FOLDER = Path(__file__).with_name("out")
+CPU = torch.device("cpu")
+MOST_ELEMENTS = 2**62  # as many bytes as PyTorch can count
+
+
+class UsageError(Exception):
+    """A command that cannot run as it was asked to: one line, and exit code 2."""
 
 
 def add_device_and_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", type=_device, default=None, help="cuda or cpu (default: cuda where there is one)")
+    parser.add_argument("--device", type=_device, help="cuda or cpu (default: cuda where there is one)")
     add_out(parser)
 
 
@@ -28,12 +35,12 @@ def choose_device(asked: torch.device | None) -> torch.device:
 
 def elements(text: str) -> int:
     """A positive number of elements, written 1000 or 2^20."""
-    if not re.fullmatch(r"\d+(\^\d{1,2})?", text):
+    match = re.fullmatch(r"(\d+)(?:\^(\d{1,2}))?", text)
+    if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of elements such as 1000 or 2^20")
-    base, _, exponent = text.partition("^")
-    count: int = int(base) ** int(exponent or 1)
-    if count < 1:
-        raise argparse.ArgumentTypeError("at least 1 element is needed")
+    count: int = int(match[1]) ** int(match[2] or 1)
+    if not 1 <= count <= MOST_ELEMENTS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 and 2^62")
     return count
 
 
@@ -58,11 +65,15 @@ def device_slug(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else re.sub(r"\W+", "-", device_name(device)).lower()
 
 
-def output_folder(asked: Path | None, device: torch.device) -> Path:
-    """The folder for a run's files, made if it is not there."""
+def output_folder(asked: Path | None, device: torch.device = CPU) -> Path:
+    """The folder for a run's files, made and tried before anything is computed."""
     folder = asked or DEFAULT_FOLDER / f"{datetime.now():%Y%m%d-%H%M%S}-{device_slug(device)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise UsageError(f"cannot write into {folder}: {error.strerror}") from None
 
 
 def _device(text: str) -> torch.device:

@@ -4,16 +4,22 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 SCHEMA = 1
-KINDS = GRID, FAMILY = "grid", "family"
+OURS, TORCH, COMPILED, COPY = "sigmoid_op", "torch", "torch.compile", "copy"
 CLOCKS = WALL, COLD, WARM = "wall", "device, cold L2", "device, warm L2"
 SAVE_EVERY_SECONDS = 5.0
+LONGEST_REASON = 300  # characters: Inductor names its own error first, and what went wrong after it
+
+written: list[Path] = []  # the files of this process: what an interrupt leaves
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def write(path: Path, kind: str, environment: dict[str, Any], **parts: Any) -> None:
@@ -23,6 +29,8 @@ def write(path: Path, kind: str, environment: dict[str, Any], **parts: Any) -> N
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(f"{{\n{text}\n}}\n")
     os.replace(unfinished, path)
+    if path not in written:
+        written.append(path)
 
 
 def _lines(part: Any) -> str:
@@ -32,6 +40,25 @@ def _lines(part: Any) -> str:
     items = [f"{dump(key)}: {dump(item)}" for key, item in part.items()] if isinstance(part, dict) else map(dump, part)
     start, end = "{}" if isinstance(part, dict) else "[]"
     return f"{start}\n  " + ",\n  ".join(items) + f"\n {end}"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A file that :func:`write` wrote; ValueError for any other."""
+    record = json.loads(path.read_text())
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA or "kind" not in record:
+        raise ValueError(f"{path} is no results file of schema {SCHEMA}")
+    return record
+
+
+def run_each(make: Callable[[T], U], sources: Mapping[str, T], failures: dict[str, str]) -> dict[str, U]:
+    """``make`` of each source; where one raises, ``failures`` gets the reason and the others go on."""
+    made = {}
+    for name, source in sources.items():
+        try:
+            made[name] = make(source)
+        except Exception as error:
+            failures[name] = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
+    return made
 
 
 @dataclass(frozen=True)
@@ -52,10 +79,10 @@ class Spread:
 
 @dataclass
 class Measurement:
-    """One pass of one case on one clock. ``samples_ns[provider][i]``: nanoseconds of a call in round i.
+    """One pass of one case on one clock. ``samples_ns[form][i]``: nanoseconds of a call in round i.
 
-    ``route``: what ran for the library, its "kernel" or "torch". ``peak_bytes``: memory of one user's call beyond its
-    operands, on CUDA. ``failures``: why a provider is missing from the samples.
+    ``route``: what ran for the library, its "kernel" or "torch". ``peak_bytes``: memory of one call beyond its
+    operands, on CUDA. ``failures``: why a form is missing from the samples.
     """
 
     case: dict[str, Any]
@@ -68,33 +95,35 @@ class Measurement:
     peak_bytes: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
-    def time_us(self, provider: str) -> Spread | None:
-        samples = self.samples_ns.get(provider)
+    def time_us(self, form: str) -> Spread | None:
+        samples = self.samples_ns.get(form)
         return Spread.of([ns / 1e3 for ns in samples]) if samples else None
 
-    def gigabytes_per_second(self, provider: str) -> float | None:
-        time_us = self.time_us(provider)
-        return self.bytes_moved / time_us.median / 1e3 if time_us else None
+    def gigabytes_per_second(self, form: str) -> float | None:
+        """Of the bytes that the form moves: PyTorch's more than ours, also where its operators ran for ours."""
+        time_us = self.time_us(form)
+        of_torch = form == TORCH or (form == OURS and self.route == "torch")
+        moved = self.case["pytorch_bytes"][self.pass_] if of_torch else self.bytes_moved
+        return moved / time_us.median / 1e3 if time_us else None
 
-    def ratio(self, other: str, provider: str) -> Spread | None:
-        """How many times as long as ``provider`` did ``other`` take: above 1, ``provider`` is faster.
+    def ratio(self, other: str, form: str = OURS) -> Spread | None:
+        """How many times as long as ``form`` did ``other`` take: above 1, ``form`` is faster.
 
         The quotients are taken round by round, then their median: what slows the machine for a while slows both.
         """
-        pairs = zip(self.samples_ns.get(other, ()), self.samples_ns.get(provider, ()), strict=False)
+        pairs = zip(self.samples_ns.get(other, ()), self.samples_ns.get(form, ()), strict=False)
         quotients = [a / b for a, b in pairs]
         return Spread.of(quotients) if quotients else None
 
 
 @dataclass
 class Results:
-    """``status`` is "running", "interrupted", "out of time" or "complete"; ``kind`` is one of KINDS."""
+    """``status`` is "running", "interrupted", "out of time" or "complete"."""
 
     path: Path
     environment: dict[str, Any]
     measurements: list[Measurement] = field(default_factory=list)
     status: str = "running"
-    kind: str = GRID
     _saved_at: float = 0.0
 
     def add(self, measurement: Measurement) -> None:
@@ -105,25 +134,20 @@ class Results:
 
     def save(self) -> None:
         measurements = [asdict(measurement) for measurement in self.measurements]
-        write(self.path, self.kind, self.environment, status=self.status, measurements=measurements)
+        write(self.path, "measurements", self.environment, status=self.status, measurements=measurements)
         self._saved_at = time.monotonic()
 
     @classmethod
-    def load(cls, path: Path) -> "Results":
-        """Read a file that ``save`` wrote; ValueError for any other."""
-        data = json.loads(path.read_text())
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("kind") not in KINDS:
-            raise ValueError(f"{path} holds no run of the grid or the family, of schema {SCHEMA}")
-        return cls(
-            path, data["environment"], [Measurement(**m) for m in data["measurements"]], data["status"], data["kind"]
-        )
+    def of(cls, path: Path, record: dict[str, Any]) -> "Results":
+        measurements = [Measurement(**m) for m in record["measurements"]]
+        return cls(path, record["environment"], measurements, record["status"])
 
     @property
     def failures(self) -> list[str]:
-        """One line for each provider that was wrong, or raised, in a case."""
+        """One line for each form that was wrong, or raised, in a case."""
         lines = [
-            f"{m.case['dtype']} {m.case['label']}, {provider}: {reason}"
+            f"{m.case['dtype']} {m.case['label']}, {form}: {reason}"
             for m in self.measurements
-            for provider, reason in m.failures.items()
+            for form, reason in m.failures.items()
         ]
         return list(dict.fromkeys(lines))

@@ -1,178 +1,220 @@
-"""Try variants of the launch template, and find the size from which the kernels pay.
+"""Measure from which size each op's kernel pays, and which block, warps and registers are fastest.
 
-Variants: elements per block, warps, cache hints on loads and stores, one block a tile or a persistent grid; for forward
-and backward in each dtype, beside torch.sigmoid, a copy of the same bytes and the library's own launch. First all
-shapes, then all hints on the fastest shape. Device time with a cold L2 cache, samples interleaved, each variant
-compared with float64 before. Without CUDA, or with --rehearse, everything runs once at a small size, which says nothing
-about speed.
+Prints the table of thresholds to paste into sigmoid_op/dispatch.py: for each op the smallest size from which a call is
+nowhere slower than PyTorch's by more than 3 %, by the wall clock, in bfloat16 and float32, without gradients and with.
+Then σ's kernels are raced by device time with a cold L2 cache, in blocks of 512 to 4096 elements, with 2 to 8 warps and
+with 56 registers a thread or as many as the compiler likes. About six minutes on an H100. Without CUDA, or with
+--dry-run, everything runs once at a small size, which says nothing about speed.
 """
 
 import argparse
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.table import Table
+from torch import Tensor
 
-from bench import crossover, interpreter
-from bench.cases import DTYPES, Case, Layout, Pass, size_label
-from bench.clocks import Effort
+from bench import interpreter, results
+from bench import run as measuring
+from bench.cases import DTYPES, Case, Operands, size_label
 from bench.environment import environment
+from bench.ops import BACKWARD, BOTH, FORWARD, OPS, kernels_from
 from bench.options import add_device_and_out, choose_device, minutes, output_folder
-from bench.providers import COPY, OURS, TORCH
-from bench.race import Race, race
-from bench.report import output_console
-from bench.results import Measurement, Spread, write
+from bench.results import COLD, COPY, OURS, TORCH, WALL, Measurement, run_each
+from bench.tables import output_console, print_files
+from bench.timing import Call, Effort
+from bench.verify import WrongResultError
 
-if TYPE_CHECKING:  # it imports Triton
-    from bench.tune_kernels import Variant
-
-SIZES = (2**22, 2**26, 2**28)
-PASSES: tuple[Pass, ...] = ("forward", "backward")
-EFFORT = Effort(seconds=0.3, min_rounds=9, max_rounds=21)
-REHEARSAL_SIZES = (2**12,)
-REHEARSAL_EFFORT = Effort(seconds=0.0, min_rounds=2, max_rounds=2)
-
-# Loads and stores. What is read once need not stay in a cache; what is written is read by somebody else, later.
-HINTS = (
-    ("evict_first", ""), ("evict_last", ""), (".cg", ""),
-    ("", "evict_first"), ("", "evict_last"), ("", ".cg"), ("", ".cs"), ("", ".wt"),
-    ("evict_first", "evict_first"), ("evict_first", ".cs"), (".cg", ".cs"),
-)  # fmt: skip
-BLOCKS_PER_SM = (4, 8, 16)
+SIZES = tuple(2**exponent for exponent in range(4, 27, 2))
+RACE_SIZES = (2**24, 2**28)
+EFFORT, RACE_EFFORT = Effort(0.03, 11, 31), Effort(0.2, 9, 21)
+TOLERANCE = 1.03
 
 
-@dataclass
-class Record:
-    """The file: saved after each measurement. ``status`` is "running", "out of time", "interrupted" or "complete"."""
+@dataclass(frozen=True)
+class Variant:
+    """How the pointwise template is launched; ``max_registers`` None: as many as the compiler likes."""
 
-    path: Path
-    environment: dict[str, Any]
-    status: str = "running"
-    crossover: list[Measurement] = field(default_factory=list)
-    races: list[Race] = field(default_factory=list)
+    block_size: int
+    num_warps: int
+    max_registers: int | None
 
-    def save(self) -> None:
-        crossover, races = ([asdict(item) for item in items] for items in (self.crossover, self.races))
-        write(self.path, "tune", self.environment, status=self.status, crossover=crossover, races=races)
+    @property
+    def name(self) -> str:
+        registers = f", {self.max_registers} registers" if self.max_registers else ""
+        return f"{self.block_size} elements, {self.num_warps} warps{registers}"
 
+    def launch(self, formula: Any, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        """By Triton's own binding, whose host time a replay does not see."""
+        from sigmoid_op.kernels.launch import FP_FUSION
+        from sigmoid_op.kernels.pointwise import pointwise_kernel
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_device_and_out(parser)
-    parser.add_argument("--minutes", type=minutes, default=math.inf, help="end by then (default: no limit)")
-    parser.add_argument("--rehearse", action="store_true", help="one small size (default without CUDA)")
+        n_elements = out.numel()
+        args = ((), inputs, (out,), None, n_elements, None, None, formula, (), self.block_size)
+        grid = (math.ceil(n_elements / self.block_size), 1, 1)
+        options = {"num_warps": self.num_warps, "maxnreg": self.max_registers, "enable_fp_fusion": FP_FUSION}
+        pointwise_kernel[grid](*args, **options)
+        return out
 
+    def call(self, operands: Operands, pass_: str) -> Call:
+        """Forward, or backward of the result."""
+        from sigmoid_op.kernels import sigmoid as formulas
 
-def run(args: argparse.Namespace) -> int:
-    """The command: 0, 1 if a variant failed, 2 where the kernels cannot run, 130 when interrupted. Needs Triton."""
-    device = choose_device(args.device)
-    if (code := interpreter.exit_code(args, device)) is not None:
-        return code
-    rehearse = args.rehearse or device.type == "cpu"
-    record = Record(output_folder(args.out, device) / "tune.json", environment(device))
-    end = time.monotonic() + 60 * args.minutes
-    record.status = "out of time"
-    try:
-        for _ in _measure(record, device, rehearse=rehearse):
-            record.save()
-            if time.monotonic() > end:
-                break
-        else:
-            record.status = "complete"
-    except KeyboardInterrupt:
-        record.status = "interrupted"
-    finally:
-        record.save()
-    console = output_console()
-    console.print(_table(record.races))
-    console.print(crossover.table(record.crossover))
-    if rehearse:
-        console.print("A rehearsal: these times say nothing about a GPU.")
-    measured: list[Measurement | Race] = [*record.crossover, *record.races]
-    failures = {f"{name}: {reason}" for one in measured for name, reason in one.failures.items()}
-    for failure in sorted(failures):
-        console.print(f"FAILED {failure}", markup=False, highlight=False)
-    console.print(f"{record.status}; results in {record.path}", soft_wrap=True, highlight=False)
-    return 130 if record.status == "interrupted" else int(bool(failures))
+        (x,) = operands.inputs
+        if pass_ == FORWARD:
+            return lambda: self.launch(formulas.sigmoid, (x,), torch.empty_like(x))
+        out = torch.sigmoid(x)
+        return lambda: self.launch(formulas.sigmoid_backward, (operands.grad_out, out), torch.empty_like(x))
 
 
-def _measure(record: Record, device: torch.device, *, rehearse: bool) -> Iterator[None]:
-    """Add to ``record`` the crossover, then race after race, and yield after each."""
-    sizes, effort = (REHEARSAL_SIZES, REHEARSAL_EFFORT) if rehearse else (SIZES, EFFORT)
-    pays = crossover.measure(device, sizes, effort) if rehearse else crossover.measure(device)
-    for measurement in pays:
-        record.crossover.append(measurement)
-        yield
-    for pass_ in PASSES:
-        for dtype in DTYPES.values():
-            candidates = shapes(dtype)[:3] if rehearse else shapes(dtype)
-            shape_races = []
-            for case in _cases(dtype, sizes):
-                shape_races.append(race(case, pass_, candidates, device, effort))
-                record.races.append(shape_races[-1])
-                yield
-            for case in _cases(dtype, sizes):
-                record.races.append(race(case, pass_, hinted(best(candidates, shape_races)), device, effort))
-                yield
-
-
-def shapes(dtype: torch.dtype) -> list["Variant"]:
-    """Blocks of 512 to 8192 elements whose threads make 1, 2, 4 or 8 accesses of 16 bytes to each operand."""
-    from bench.tune_kernels import Variant
-
-    blocks = (512, 1024, 2048, 4096, 8192)
+def variants(dtype: torch.dtype) -> list[Variant]:
+    """Those whose threads make 1 to 8 accesses of 16 bytes to each operand."""
     return [
-        Variant(block_size, num_warps)
-        for block_size in blocks
-        for num_warps in (2, 4, 8, 16)
+        Variant(block_size, num_warps, registers)
+        for block_size in (512, 1024, 2048, 4096)
+        for num_warps in (2, 4, 8)
+        for registers in (None, 56)
         if 1 <= block_size * dtype.itemsize / (16 * 32 * num_warps) <= 8
     ]
 
 
-def hinted(shape: "Variant") -> list["Variant"]:
-    """The shape itself, with every hint, persistent, and both."""
-    from bench.tune_kernels import Variant
-
-    block_size, num_warps = shape.block_size, shape.num_warps
-    persistent = [
-        Variant(block_size, num_warps, blocks, load, store)
-        for blocks in BLOCKS_PER_SM
-        for load, store in (("", ""), ("evict_first", ".cs"))
-    ]
-    return [shape, *(Variant(block_size, num_warps, 0, load, store) for load, store in HINTS), *persistent]
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_device_and_out(parser)
+    parser.add_argument("--minutes", type=minutes, default=math.inf, help="end by then, with what is measured")
+    parser.add_argument("--dry-run", action="store_true", help="smallest sizes (default without CUDA)")
 
 
-def best(candidates: Sequence["Variant"], races: Sequence[Race]) -> "Variant":
-    """The candidate with the lowest geometric mean of its times at all sizes."""
-    timed = [variant for variant in candidates if all(variant.name in race.variants for race in races)]
-    return min(timed, key=lambda variant: sum(math.log(race.median(variant.name)) for race in races))
+def run(args: argparse.Namespace) -> int:
+    """The command: 0, 1 if something failed, 2 where the kernels cannot run, 130 when interrupted. Needs Triton."""
+    device = choose_device(args.device)
+    path = output_folder(args.out, device) / "tune.json"
+    if (code := interpreter.exit_code(args, device, path.parent)) is not None:
+        return code
+    dry = args.dry_run or device.type == "cpu"
+    where, deadline = environment(device), time.monotonic() + 60 * args.minutes
+    measured: list[Measurement] = []
+    status = "interrupted"
+
+    def save() -> None:
+        results.write(path, "tune", where, status=status, dry_run=dry, measurements=[asdict(m) for m in measured])
+
+    with suppress(KeyboardInterrupt):
+        for measurement in (m for part in (crossover, races) for m in part(device, dry=dry)):
+            measured.append(measurement)
+            save()
+            if time.monotonic() > deadline:
+                status = "out of time"
+                break
+        else:
+            status = "complete"
+    save()
+    print_files(path.parent, status, [path, *show(results.load(path), path.parent)])
+    failures = {f"{m.case['label']}, {name}: {why}" for m in measured for name, why in m.failures.items()}
+    for failure in sorted(failures):
+        output_console().print(f"FAILED {failure}", markup=False, highlight=False)
+    return 130 if status == "interrupted" else int(bool(failures))
 
 
-def _cases(dtype: torch.dtype, sizes: Sequence[int]) -> Iterator[Case]:
-    for n_elements in sizes:
-        layout = Layout.contiguous([n_elements])
-        yield Case(size_label(n_elements), "size", dtype, layout, layout)
+def crossover(device: torch.device, *, dry: bool) -> Iterator[Measurement]:
+    """Every op on kernels and by PyTorch, size after size, each after a comparison with float64."""
+    for n_elements in (2**10,) if dry else SIZES:
+        for dtype in (torch.bfloat16, torch.float32):
+            for case in (Case.of_size(row, dtype, n_elements) for row in OPS):
+                failures: dict[str, str] = {}
+                with kernels_from(1):
+                    makers = measuring.forms(case, device, compiles=False)
+                    chosen = {name: makers[name] for name in (OURS, TORCH)}
+                    right = run_each(lambda make: make(), chosen, failures)
+                    effort = Effort(0, 2, 2) if dry else EFFORT
+                    done = [
+                        measuring.wall_time(case, pass_, device, right, failures, effort) for pass_ in (FORWARD, BOTH)
+                    ]
+                yield from done
 
 
-def _table(races: Sequence[Race]) -> Table:
-    """The fastest variant of each race beside the library's launch; every other sample is in the file."""
-    table = Table(title="Fastest variant: device time, cold L2, µs (p20–p80)", title_justify="left")
-    for name in ("pass", "dtype", "elements", "variants"):
-        table.add_column(name)
-    for name in (TORCH, f"{OURS} now", "fastest"):
-        table.add_column(name, justify="right")
-    table.add_column("variant")
-    for name in ("of the copy", "now"):
-        table.add_column(name, justify="right")
-    for r in races:
-        times = [Spread.of([ns / 1e3 for ns in r.samples_ns[name]]) for name in (TORCH, OURS, r.fastest)]
-        cells = [f"{time.median:.2f} ({time.p20:.2f}–{time.p80:.2f})" for time in times]
-        copy = [f"{r.median(COPY) / r.median(name):.1%}" for name in (r.fastest, OURS)]
-        table.add_row(
-            r.pass_, r.dtype, size_label(r.n_elements), str(len(r.variants)), *cells, r.fastest, *copy
-        )  # fmt: skip
-    return table
+def races(device: torch.device, *, dry: bool) -> Iterator[Measurement]:
+    """σ's kernels in every variant, beside the library's own launch, PyTorch's and a copy."""
+    (row,) = (row for row in OPS if row.name == "sigmoid")
+    for pass_ in (FORWARD, BACKWARD):
+        for dtype in DTYPES.values():
+            for n_elements in (2**12,) if dry else RACE_SIZES:
+                case = Case.of_size(row, dtype, n_elements)
+                failures: dict[str, str] = {}
+                candidates = {v.name: v for v in (variants(dtype)[:2] if dry else variants(dtype))}
+                with kernels_from(1):
+                    right = run_each(lambda v: verified(v, dtype, device), candidates, failures)  # noqa: B023
+                    known = measuring.forms(case, device, compiles=False)
+                    makers = {name: known[name]() for name in (OURS, TORCH, COPY)}
+                    makers |= {name: variant.call for name, variant in right.items()}
+                    if device.type == "cuda":
+                        effort = Effort(0, 2, 2) if dry else RACE_EFFORT
+                        yield measuring.device_time(case, pass_, COLD, device, makers, failures, effort)
+                    else:
+                        yield measuring.wall_time(case, pass_, device, makers, failures, Effort(0, 2, 2))
+
+
+def verified(variant: Variant, dtype: torch.dtype, device: torch.device) -> Variant:
+    """The variant itself, if it gives the bits of the library's launch, with an incomplete last block."""
+    from sigmoid_op.kernels import sigmoid as formulas
+
+    x = torch.randn(3 * variant.block_size + 5, dtype=dtype, device=device)
+    out, want = torch.full_like(x, torch.nan), formulas.launch_sigmoid(x)
+    if not torch.equal(variant.launch(formulas.sigmoid, (x,), out), want):
+        raise WrongResultError(f"{variant.name}: not the library's results")
+    return variant
+
+
+def threshold(measurements: Sequence[Measurement]) -> int | None:
+    """The smallest size from which nothing is slower than the tolerance allows; None if the largest is."""
+    found = None
+    for n_elements in sorted({m.case["n_elements"] for m in measurements}, reverse=True):
+        ratios = [m.ratio(TORCH) for m in measurements if m.case["n_elements"] == n_elements]
+        if not all(ratio and ratio.median * TOLERANCE >= 1 for ratio in ratios):
+            break
+        found = int(n_elements)
+    return found
+
+
+def show(record: dict[str, Any], folder: Path) -> list[Path]:
+    """Print the table of thresholds, and the fastest variants, of a tune.json. It has no picture."""
+    console = output_console()
+    measured = [Measurement(**m) for m in record["measurements"]]
+    walls = [m for m in measured if m.clock == WALL and m.pass_ != BACKWARD and TORCH in m.samples_ns]
+    walls = [m for m in walls if COPY not in m.samples_ns]
+    keys = {row.name: row.key for row in OPS}
+    lines = []
+    for key in dict.fromkeys(keys[m.case["op"]] for m in walls):
+        by_op = {op: [m for m in walls if m.case["op"] == op] for op, of in keys.items() if of == key}
+        sizes = [threshold(group) for group in by_op.values() if group]
+        largest = max(m.case["n_elements"] for group in by_op.values() for m in group)
+        if any(size is None for size in sizes):
+            lines.append(f'    "{key}": NEVER,  # still slower at {size_label(largest)}')
+        else:
+            size = max(size for size in sizes if size)
+            lines.append(f'    "{key}": 2**{size.bit_length() - 1},')
+    if lines:
+        console.print("MIN_ELEMENTS: dict[str, int] = {\n" + "\n".join(lines) + "\n}", markup=False, highlight=False)
+    if record["dry_run"]:
+        console.print("A dry run: these times say nothing about a GPU.")
+    table = Table(title="Fastest variant, device time, cold L2", title_justify="left")
+    for heading in ("pass", "dtype", "elements", "variant"):
+        table.add_column(heading)
+    for heading in ("speed of a copy", "the library's launch", "PyTorch"):
+        table.add_column(heading, justify="right")
+    for m in (m for m in measured if len(m.samples_ns) > 3):
+        fastest = min((n for n in m.samples_ns if n not in (OURS, TORCH, COPY)), key=lambda n: _median(m, n))
+        shares = [f"{_median(m, COPY) / _median(m, name):.1%}" for name in (fastest, OURS, TORCH)]
+        table.add_row(m.pass_, m.case["dtype"], size_label(m.case["n_elements"]), fastest, *shares)
+    console.print(table)
+    return []
+
+
+def _median(m: Measurement, name: str) -> float:
+    time_us = m.time_us(name)
+    return time_us.median if time_us else math.inf

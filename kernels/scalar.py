@@ -56,7 +56,7 @@ def _sigmoid_float32(x, negative: tl.constexpr):
 
     The reciprocal is taken of a rounded denominator, and corrected with the residual of the unrounded one, held in
     three parts: p = 2^n + scale, -2^n·g, and the rest. So the largest error, 0.931 ulp, is no larger for a reciprocal
-    that is 1 ulp off. All 2^32 inputs were compared (python -m bench proof, bench/ACCURACY.md).
+    that is 1 ulp off. All 2^32 inputs were compared (python -m bench proof, docs/accuracy.md).
     """
     scale: tl.constexpr = 2.0**-40
     x = tl.maximum(x, -105.0, propagate_nan=tl.PropagateNan.ALL)

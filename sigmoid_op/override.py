@@ -40,7 +40,7 @@ def enable() -> "Enabled":
 
     Saved for backward: by PyTorch's autograd, the result.
 
-    Cost: each sigmoid call passes through Python, on any device (``python -m bench ways_in``); it stays so after
+    Cost: each sigmoid call passes through Python, on any device (``python -m bench host``); it stays so after
     ``disable()`` if other threads are alive then, as PyTorch's operator table cannot be restored under a running call.
 
     Raises:

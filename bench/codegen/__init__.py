@@ -1,28 +1,32 @@
 """Compile every kernel for GPUs that need not be there, and tell what the compiler made of it.
 
 The prediction is a bound from data sheets, not a measurement: bytes, issued instructions, special-function and
-double-precision operations each at the GPU's best rate, the slowest of them setting the pace.
+double-precision operations each at the GPU's best rate, the slowest of them setting the pace. About four minutes on two
+cores; an interrupt keeps what is compiled. ``python -m bench pytorch`` counts PyTorch's own kernels for the picture.
 """
 
 import argparse
 import textwrap
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench import results
 from bench.cases import dtype_name
+from bench.codegen.gpus import GPUS, MULTIPROCESSORS
 from bench.environment import environment
-from bench.gpus import GPUS, MULTIPROCESSORS, Prediction
-from bench.options import add_out, output_folder
-from bench.report import output_console
-from bench.results import write
+from bench.options import CPU, UsageError, add_out, output_folder
+from bench.plot import DTYPE_COLOURS
+from bench.tables import output_console, print_files
 
 if TYPE_CHECKING:  # Triton itself is imported by ``run``, so that the other commands do without it
     from bench.codegen.catalogue import Kernel, TiledKernel
@@ -30,96 +34,90 @@ if TYPE_CHECKING:  # Triton itself is imported by ``run``, so that the other com
 DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 # Of the sigmoid's own kernels. Those of the family have the same template, or the tiled one.
 # Misaligned are the inputs, and the outputs.
-ALIGNMENTS: dict[str, tuple[bool, bool]] = {
-    "aligned": (False, False),
-    "misaligned inputs": (True, False),
-    "all misaligned": (True, True),
-}
+ALIGNMENTS = {"aligned": (False, False), "misaligned inputs": (True, False), "all misaligned": (True, True)}
+PYTORCH = Path(__file__).parents[1] / "results" / "codegen" / "pytorch.json"
+# Of the picture; with all the family's a panel would be crowded.
+DRAWN = ("forward", "backward", "exact forward", "swiglu", "swiglu backward", "BCE", "BCE backward", "focal")
 
 
-@dataclass(frozen=True)
-class Facts:
-    """One compiled kernel. Widths in bits, with the number of accesses a thread makes; counts are per element.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--targets", nargs="+", metavar="TARGET", help="such as sm_90 and gfx942 (default: all)")
+    add_out(parser)
 
-    For AMD, whose machine code is not followed, the widths are those of the whole kernel.
+
+def run(args: argparse.Namespace) -> int:
+    """The command: 0, 2 where nothing can be compiled, 130 when interrupted. Needs Triton."""
+    from bench.codegen.catalogue import FAMILY, SIGMOID
+    from bench.codegen.compile import TARGETS
+    from sigmoid_op.kernels.launch import INTERPRETED
+
+    targets: list[str] = args.targets or list(TARGETS)
+    if INTERPRETED:
+        raise UsageError("TRITON_INTERPRET is set, so that nothing is compiled: unset it")
+    if unknown := set(targets) - set(TARGETS):
+        raise UsageError(f"no target {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
+    path = output_folder(args.out) / "codegen.json"
+    misaligned = "sm_90" if "sm_90" in targets else targets[0]
+    groups = [(target, "aligned") for target in targets]
+    groups += [(misaligned, alignment) for alignment in ALIGNMENTS if alignment != "aligned"]
+    jobs = []
+    for target, alignment in groups:
+        inputs, outputs = ALIGNMENTS[alignment]
+        kernels: list[Kernel | TiledKernel] = [
+            replace(kernel, misaligned_inputs=inputs, misaligned_outputs=outputs) for kernel in SIGMOID
+        ]
+        kernels += FAMILY if alignment == "aligned" else ()
+        jobs += [(kernel, dtype, target, alignment) for dtype in DTYPES for kernel in kernels]
+    rows: list[dict[str, Any]] = []
+    status = "interrupted"
+    with suppress(KeyboardInterrupt):
+        for job in track(jobs, "Compiling", transient=True, console=Console(stderr=True)):
+            rows.append(collect(*job))
+        status = "complete"
+    gpus = [gpu.to_json() for gpu in GPUS]
+    results.write(path, "codegen", environment(CPU), status=status, gpus=gpus, kernels=rows)
+    print_files(path.parent, status, [path, *show(results.load(path), path.parent)])
+    return 0 if status == "complete" else 130
+
+
+def collect(kernel: "Kernel | TiledKernel", dtype: torch.dtype, target: str, alignment: str) -> dict[str, Any]:
+    """Compile one kernel and read it; ``alignment`` says how its operands lie, and changes nothing here.
+
+    Widths of accesses in bits, with the number that a thread makes; for AMD, whose machine code is not followed, those
+    of the whole kernel. Counts are per element.
     """
-
-    kernel: str
-    dtype: str
-    target: str
-    alignment: str
-    bytes_per_element: float
-    loads: dict[int, int]
-    stores: dict[int, int]
-    shared_bytes: int
-    instructions: float | None = None
-    mufu: float | None = None
-    registers: int | None = None
-    stack_bytes: int | None = None
-    local_accesses: int | None = None
-    control_flow: dict[str, int] = field(default_factory=dict)
-    occupancy: float | None = None
-    predictions: dict[str, Prediction] = field(default_factory=dict)
-
-
-def collect(kernel: "Kernel | TiledKernel", dtype: torch.dtype, target: str, alignment: str = "aligned") -> Facts:
-    """Compile one kernel and read it. ``alignment`` says how its operands lie, and changes nothing here."""
     from bench.codegen.compile import TARGETS, compile_kernel
     from bench.codegen.machine_code import amd_access_bits, read_machine_code
 
     compiled = compile_kernel(kernel, dtype, TARGETS[target])
-    bytes_per_element = kernel.bytes_per_element(dtype)
-    name = dtype_name(dtype)
+    n_bytes = kernel.bytes_per_element(dtype)
+    facts: dict[str, Any] = {
+        "kernel": kernel.name, "dtype": dtype_name(dtype), "target": target, "alignment": alignment,
+        "bytes_per_element": n_bytes, "shared_bytes": compiled.metadata.shared,
+    }  # fmt: skip
     if TARGETS[target].backend != "cuda":
         loads, stores = amd_access_bits(compiled, "load"), amd_access_bits(compiled, "store")
-        shared = compiled.metadata.shared
-        return Facts(kernel.name, name, target, alignment, bytes_per_element, dict(loads), dict(stores), shared)
+        return facts | {"loads": dict(loads), "stores": dict(stores)}
     code = read_machine_code(compiled)
-    return Facts(
-        kernel=kernel.name,
-        dtype=name,
-        target=target,
-        alignment=alignment,
-        bytes_per_element=bytes_per_element,
-        loads=dict(code.access_bits("load")),
-        stores=dict(code.access_bits("store")),
-        shared_bytes=code.shared_bytes,
-        instructions=code.instructions_per_element,
-        mufu=code.count("MUFU") / code.elements,
-        registers=code.registers,
-        stack_bytes=code.stack_bytes,
-        local_accesses=code.local_accesses,
-        control_flow=dict(code.control_flow),
-        occupancy=MULTIPROCESSORS[target].occupancy(code, compiled.metadata.num_warps),
-        predictions={gpu.name: gpu.predict(code, bytes_per_element) for gpu in GPUS if gpu.target == target},
-    )
-
-
-def table_of(rows: list[Facts], title: str) -> Table:
-    """The facts, one compiled kernel a row."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
-    for heading in ("kernel", "dtype"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("B", "instr", "MUFU", "loads", "stores", "regs", "local", "shared", "branch", "occ."):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("bound by", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row.kernel,
-            row.dtype,
-            f"{row.bytes_per_element:.3g}",
-            _number(row.instructions),
-            _number(row.mufu),
-            _widths(row.loads),
-            _widths(row.stores),
-            _number(row.registers),
-            _number(row.stack_bytes),
-            str(row.shared_bytes),
-            "" if row.instructions is None else str(sum(row.control_flow.values())),
-            "" if row.occupancy is None else f"{row.occupancy:.0%}",
-            _bounds(row.predictions),
-        )
-    return table
+    mufu = code.count("MUFU") / code.elements
+    fp64 = code.count("DADD", "DMUL", "DFMA", "DSETP", "DMNMX") / code.elements
+    num_warps = compiled.metadata.num_warps
+    return facts | {
+        "loads": dict(code.access_bits("load")),
+        "stores": dict(code.access_bits("store")),
+        "instructions": code.instructions_per_element,
+        "mufu": mufu,
+        "registers": code.registers,
+        "stack_bytes": code.stack_bytes,
+        "local_accesses": code.local_accesses,
+        "control_flow": dict(code.control_flow),
+        "occupancy": MULTIPROCESSORS[target].occupancy(code.registers, code.shared_bytes, num_warps),
+        "predictions": {
+            gpu.name: gpu.predict(n_bytes, code.instructions_per_element, mufu, fp64)
+            for gpu in GPUS
+            if gpu.target == target
+        },
+    }
 
 
 CAPTION = (
@@ -133,39 +131,88 @@ CAPTION = (
 )
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+def show(record: dict[str, Any], folder: Path) -> list[Path]:
+    """Print the tables of a codegen.json, and draw its picture."""
+    console, rows = output_console(), record["kernels"]
+    for target, alignment in dict.fromkeys((row["target"], row["alignment"]) for row in rows):
+        group = [row for row in rows if (row["target"], row["alignment"]) == (target, alignment)]
+        console.print(table_of(group, f"{target}, {alignment}"))
+    console.print(CAPTION)
+    drawn = [row for row in rows if row["alignment"] == "aligned" and row["kernel"] in DRAWN and "predictions" in row]
+    if not drawn:
+        return []
+    draw(drawn, results.load(PYTORCH)["kernels"]).savefig(folder / "codegen.png", dpi=120)
+    return [folder / "codegen.png"]
 
 
-def _widths(widths: dict[int, int]) -> str:
-    return ", ".join(f"{bits}×{count}" for bits, count in sorted(widths.items(), reverse=True))
+def table_of(rows: list[dict[str, Any]], title: str) -> Table:
+    """The facts, one compiled kernel a row."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    for heading in ("kernel", "dtype"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("B", "instr", "MUFU", "loads", "stores", "regs", "local", "shared", "branch", "occ."):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("bound by", no_wrap=True)
+    for row in rows:
+        counted = row.get("instructions") is not None
+        cells = [""] * 2 if not counted else [f"{row['instructions']:.2f}", f"{row['mufu']:.2f}"]
+        cells += [_widths(row["loads"]), _widths(row["stores"])]
+        cells += [str(row["registers"]), str(row["stack_bytes"])] if counted else [""] * 2
+        cells += [str(row["shared_bytes"]), str(sum(row["control_flow"].values())) if counted else ""]
+        cells += [f"{row['occupancy']:.0%}", _bounds(row["predictions"])] if counted else [""] * 2
+        table.add_row(row["kernel"], row["dtype"], f"{row['bytes_per_element']:.3g}", *cells)
+    return table
 
 
-def _bounds(predictions: dict[str, Prediction]) -> str:
+def _widths(widths: dict[Any, int]) -> str:
+    return ", ".join(f"{bits}×{count}" for bits, count in sorted(widths.items(), key=lambda item: -int(item[0])))
+
+
+def _bounds(predictions: dict[str, dict[str, Any]]) -> str:
     gpus: dict[str, list[str]] = {}
     for gpu, prediction in predictions.items():
-        gpus.setdefault(f"{prediction.binds} {prediction.copy_fraction:.0%}", []).append(gpu)
+        gpus.setdefault(f"{prediction['binds']} {prediction['copy_fraction']:.0%}", []).append(gpu)
     return "; ".join(f"{bound}: {', '.join(names)}" for bound, names in gpus.items())
 
 
-def draw(rows: list[Facts]) -> Figure:
-    """A panel for each GPU, a column for each kernel: the rate of its arithmetic, over the line of the memory's."""
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    figure.suptitle("Predicted compute rate of each kernel; above the black line memory is the limit")
+def draw(rows: list[dict[str, Any]], pytorch: list[dict[str, Any]]) -> Figure:
+    """A panel for each GPU, a column for each kernel: the rate of its arithmetic, over the line of the memory's.
+
+    PyTorch's σ, as rings, by its instructions for sm_90.
+    """
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    figure.suptitle(
+        "Predicted from instruction counts and data sheets, not measured: how fast a kernel's arithmetic could move "
+        "its bytes.\nBelow the black line a kernel is slower than a copy; above it memory is the limit."
+    )
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
-    kernels, dtypes = (list(dict.fromkeys(names)) for names in ([r.kernel for r in rows], [r.dtype for r in rows]))
+    kernels = [name for name in DRAWN if any(row["kernel"] == name for row in rows)]
+    dtypes = [name for name in DTYPE_COLOURS if any(row["dtype"] == name for row in rows)]
     for gpu, panel in zip(GPUS, panels.flat, strict=True):
         for i, dtype in enumerate(dtypes):
-            rates = {
-                kernels.index(row.kernel): row.predictions[gpu.name].compute_bytes_per_second / 1e12
-                for row in rows
-                if row.dtype == dtype and gpu.name in row.predictions
-            }
             beside = 0.2 * (i - (len(dtypes) - 1) / 2)
-            panel.plot([column + beside for column in rates], list(rates.values()), "o", label=dtype)
+            ours = {
+                kernels.index(row["kernel"]): row["predictions"][gpu.name]["compute_bytes_per_second"] / 1e12
+                for row in rows
+                if row["dtype"] == dtype and gpu.name in row["predictions"]
+            }
+            itemsize = getattr(torch, dtype).itemsize
+            theirs = {
+                kernels.index(row["kernel"]): gpu.predict(
+                    itemsize * (2 if row["kernel"] == "forward" else 3), row["instructions"], row["mufu"]
+                )["compute_bytes_per_second"] / 1e12
+                for row in pytorch
+                if row["dtype"] == dtype != "float64" and row["kernel"] in kernels
+            }  # fmt: skip
+            rings = {"fillstyle": "none", "markersize": 9}  # around a point of ours at the same place
+            for rates, style, who in ((ours, {}, ""), (theirs, rings, "PyTorch's ")):
+                at, label = [column + beside for column in rates], who + dtype if rates else None
+                panel.plot(at, list(rates.values()), "o", color=DTYPE_COLOURS[dtype], label=label, **style)
         panel.axhline(gpu.bytes_per_second / 1e12, color="black", label="memory (data sheet)")
-        panel.set_yscale("log", base=2)
-        panel.yaxis.set_major_formatter(ScalarFormatter())
+        panel.set_yscale("log")
+        panel.yaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200]))
+        panel.yaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.set_title(f"{gpu.name} ({gpu.target}), {gpu.bytes_per_second / 1e12:.2f} TB/s", fontsize="medium")
         panel.set_xticks(range(len(kernels)), [textwrap.fill(name, 10) for name in kernels])
         panel.grid(axis="y", alpha=0.3)
@@ -173,49 +220,5 @@ def draw(rows: list[Facts]) -> Figure:
             panel.axvline(column - 0.5, color="0.85", linewidth=0.8, zorder=0)
     for panel in panels[:, 0]:
         panel.set_ylabel("TB/s, bytes read and written")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--targets", nargs="+", metavar="TARGET", help="such as sm_90 and gfx942 (default: all)")
-    add_out(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Compile, print the tables, write ``codegen.json`` and ``codegen.png``; return the exit code. Needs Triton."""
-    from bench.codegen.catalogue import FAMILY, SIGMOID
-    from bench.codegen.compile import TARGETS
-    from sigmoid_op.kernels.launch import INTERPRETED
-
-    console, errors = output_console(), Console(stderr=True, soft_wrap=True)
-    targets: list[str] = args.targets or list(TARGETS)
-    if INTERPRETED:
-        errors.print("python -m bench codegen: TRITON_INTERPRET is set, so that nothing is compiled: unset it")
-        return 2
-    if unknown := set(targets) - set(TARGETS):
-        errors.print(f"python -m bench codegen: no target {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
-        return 2
-    groups = [(target, "aligned") for target in targets]
-    misaligned = "sm_90" if "sm_90" in targets else targets[0]
-    groups += [(misaligned, alignment) for alignment in ALIGNMENTS if alignment != "aligned"]
-    kernels: dict[str, list[Kernel | TiledKernel]] = {
-        name: [replace(kernel, misaligned_inputs=inputs, misaligned_outputs=outputs) for kernel in SIGMOID]
-        for name, (inputs, outputs) in ALIGNMENTS.items()
-    }
-    kernels["aligned"] += FAMILY
-    jobs = [(kernel, dtype, *group) for group in groups for dtype in DTYPES for kernel in kernels[group[1]]]
-    rows = [collect(*job) for job in track(jobs, "Compiling", transient=True, console=errors)]
-    for target, alignment in groups:
-        group = [row for row in rows if (row.target, row.alignment) == (target, alignment)]
-        console.print(table_of(group, f"{target}, {alignment}"))
-    console.print(CAPTION)
-    cpu = torch.device("cpu")
-    folder = output_folder(args.out, cpu)
-    facts = [asdict(row) for row in rows]
-    write(folder / "codegen.json", "codegen", environment(cpu), gpus=[asdict(gpu) for gpu in GPUS], kernels=facts)
-    drawn = {kernel.name for kernel in SIGMOID}  # with the family's a panel would be crowded
-    figure = draw([row for row in rows if row.alignment == "aligned" and row.kernel in drawn])
-    figure.savefig(folder / "codegen.png", dpi=120)
-    console.print(f"Results in {folder}: codegen.json, codegen.png", soft_wrap=True, highlight=False)
-    return 0

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import accuracy, bounded, proof, reference, sweep
+from bench import accuracy, reference
 from bench.__main__ import main
+from bench.accuracy import bounded, proof, sweeps
 from sigmoid_op import dispatch
 from sigmoid_op.kernels.sigmoid import launch_sigmoid
 
@@ -34,7 +36,7 @@ def _evaluate(program: str, x: Tensor, off: int) -> Tensor:
 
 
 def _some() -> Tensor:
-    x = torch.cat(list(sweep.ascending(torch.float32, CPU, 1_048_573, 2**14)))
+    x = torch.cat(list(sweeps.ascending(torch.float32, CPU, 1_048_573, 2**14)))
     return torch.cat([x, torch.linspace(-106, 40, 8_192)])
 
 
@@ -60,10 +62,22 @@ SAMPLE = ["proof", "--stride", "65521"]
 def test_proof_of_a_sample(tmp_path: Path) -> None:
     """A short proof finds no error above 1 ulp, no decrease and no lost NaN, and says how many inputs it saw."""
     assert main([*SAMPLE, "--out", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "proof.json").read_text())["found"]["float32"]
-    assert found["inputs"] > 65_000
+    record = json.loads((tmp_path / "proof.json").read_text())
+    found = record["found"]["float32"]
+    assert (record["status"], found["inputs"] > 65_000) == ("complete", True)
     assert set(found["reciprocal_off"]) == {"-1", "+0", "+1"}
-    assert all(0.5 <= s["max_ulp"] < 1 and s["gradient_max_ulp"] < 3 for s in found["reciprocal_off"].values())
+    assert all(0.5 <= off["max_ulp"] < 1 and off["gradient_max_ulp"] < 3 for off in found["reciprocal_off"].values())
+
+
+def test_an_interrupted_proof_keeps_what_it_saw(program: str) -> None:
+    """The inputs so far, as JSON that says it is not complete."""
+    with subprocess.Popen([program, "1"], stdout=subprocess.PIPE, text=True) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGINT)
+        found = json.loads(process.communicate(timeout=30)[0])
+    assert not found["complete"]
+    assert 0 < found["inputs"] < 2**32
 
 
 @pytest.mark.usefixtures("program")
@@ -80,9 +94,9 @@ def test_proof_sees_a_wrong_constant(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @interpreted
 def test_accuracy_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The command's table says what ran; its file holds the tallies, which keep the promises made for the kernels."""
-    monkeypatch.setattr(sweep, "FLOAT64_POINTS", 80)
-    monkeypatch.setattr(sweep, "NEIGHBOURS", 80)
-    monkeypatch.setattr(sweep, "GRAD_OUTS", 3)
+    monkeypatch.setattr(sweeps, "FLOAT64_POINTS", 80)
+    monkeypatch.setattr(sweeps, "NEIGHBOURS", 80)
+    monkeypatch.setattr(sweeps, "GRAD_OUTS", 3)
     assert main(["accuracy", "--device", "cpu", "--stride", "131071", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "Triton's interpreter" in printed
@@ -91,13 +105,13 @@ def test_accuracy_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert record["environment"]["interpreted"]
     tallies = {(t["dtype"], t["quantity"], t["implementation"]): t for t in record["tallies"]}
     for dtype, inputs, misses in (("bfloat16", 65_282, 0), ("float16", 63_490, 1)):
-        forward = tallies[dtype, sweep.FORWARD, sweep.OURS]
+        forward = tallies[dtype, sweeps.FORWARD, sweeps.OURS]
         assert (forward["inputs"], forward["misses"], forward["decreases"]) == (inputs, misses, 0)
-        assert tallies[dtype, sweep.GRADIENT, sweep.EXACT]["max_ulp"] <= 2
-        assert tallies[dtype, sweep.BACKWARD, sweep.OURS]["misses"] == 0
-    assert tallies["float32", sweep.FORWARD, sweep.OURS]["max_ulp"] < 1
-    assert tallies["float32", sweep.GRADIENT, sweep.EXACT]["max_ulp"] <= 3
-    assert tallies["bfloat16", sweep.GRADIENT, sweep.TORCH]["first_dead"] == 6.25
+        assert tallies[dtype, sweeps.GRADIENT, sweeps.EXACT]["max_ulp"] <= 2
+        assert tallies[dtype, sweeps.BACKWARD, sweeps.OURS]["misses"] == 0
+    assert tallies["float32", sweeps.FORWARD, sweeps.OURS]["max_ulp"] < 1
+    assert tallies["float32", sweeps.GRADIENT, sweeps.EXACT]["max_ulp"] <= 3
+    assert tallies["bfloat16", sweeps.GRADIENT, sweeps.TORCH]["first_dead"] == 6.25
     assert all(nans["kept"] == nans["inputs"] for nans in record["nans"])
     assert (tmp_path / "accuracy.png").stat().st_size > 10_000
 
@@ -110,11 +124,11 @@ def test_interrupted_accuracy_keeps_the_sweeps_that_ended(
     path = tmp_path / "accuracy.json"
     while_running = []
 
-    def interrupted(device: torch.device) -> sweep.Sweep:
+    def interrupted(device: torch.device) -> sweeps.Sweep:
         while_running.append(json.loads(path.read_text()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "GRAD_OUTS", 3)
+    monkeypatch.setattr(sweeps, "GRAD_OUTS", 3)
     monkeypatch.setattr(accuracy, "sweep_float64", interrupted)
     assert main(["accuracy", "--device", "cpu", "--out", str(tmp_path)]) == 130
     for record, status in ((while_running[0], "running"), (json.loads(path.read_text()), "interrupted")):
@@ -137,10 +151,10 @@ def test_a_curve_is_the_largest_error_of_each_interval() -> None:
     )
     derivative = reference.derivative64(x)
     gradient = derivative.float() * (1 + 0.01 * torch.rand(len(x), generator=torch.Generator().manual_seed(1)))
-    found = torch.zeros(sweep.CURVE_INTERVALS, dtype=torch.float64)
+    found = torch.zeros(sweeps.CURVE_INTERVALS, dtype=torch.float64)
     for chunk in zip(x.split(1_000), gradient.split(1_000), derivative.split(1_000), strict=True):
-        sweep._widen_curve(found, *chunk)
-    expected = [0.0] * sweep.CURVE_INTERVALS
+        sweeps._widen_curve(found, *chunk)
+    expected = [0.0] * sweeps.CURVE_INTERVALS
     for at, got, want in zip(x.tolist(), gradient.tolist(), derivative.tolist(), strict=True):
         if -20 <= at < 20:
             i = math.floor((at + 20) * 4)
@@ -151,7 +165,7 @@ def test_a_curve_is_the_largest_error_of_each_interval() -> None:
 def test_a_tally_counts_faults() -> None:
     """A last bit that is wrong is a miss and 1 ulp; a flushed subnormal is a miss that stands apart."""
     exact = torch.tensor([0.75, 0.5, 1e-40], dtype=torch.float64)
-    tally = sweep.Tally("float32", sweep.FORWARD, "wrong")
+    tally = sweeps.Tally("float32", sweeps.FORWARD, "wrong")
     tally.add(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.75, 0.5 + 2**-24, 0.0]), exact)
     assert (tally.inputs, tally.misses, tally.flushed) == (3, 2, 1)
     assert (tally.max_ulp, tally.max_ulp_at) == (1.0, 2.0)
@@ -160,7 +174,7 @@ def test_a_tally_counts_faults() -> None:
 @pytest.mark.parametrize(("dtype", "inputs"), [(torch.bfloat16, 65_282), (torch.float16, 63_490), (torch.float32, 0)])
 def test_ascending_meets_every_number(dtype: torch.dtype, inputs: int) -> None:
     """Each non-NaN number comes once, in order; with a stride, from -inf on, in chunks of the size asked for."""
-    chunks = list(sweep.ascending(dtype, CPU, 1 if inputs else 10_000_019, 100))
+    chunks = list(sweeps.ascending(dtype, CPU, 1 if inputs else 10_000_019, 100))
     x = torch.cat(chunks)
     assert (torch.diff(x.double()).nan_to_num(1) >= 0).all()
     assert x[0] == -torch.inf

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.codegen.machine_code import Instruction, MachineCode
-from bench.gpus import GPUS, MULTIPROCESSORS
+from bench.codegen.gpus import GPUS, MULTIPROCESSORS
 from tests.conftest import printed_by
 
 # sm_90 instructions and special-function (MUFU) operations per element of the full-block path. `python -m bench
@@ -254,27 +253,21 @@ def test_defects_are_caught(compiled: Facts, defect: str, check: Callable[[Facts
     assert not check(compiled["defects"][defect])
 
 
-def machine_code(registers: int, path: list[str]) -> MachineCode:
-    """Code of one element per thread with these instructions."""
-    return MachineCode(1, registers, 0, 0, 0, tuple(Instruction(0, opcode, False, None) for opcode in path))
-
-
 @pytest.mark.parametrize(("registers", "occupancy"), [(32, 1.0), (33, 0.75), (64, 0.5), (128, 0.25), (255, 0.125)])
 def test_occupancy(registers: int, occupancy: float) -> None:
     """Resident warps follow from registers as NVIDIA's occupancy calculator has it: compute capability 9.0, 4 warps."""
-    assert MULTIPROCESSORS["sm_90"].occupancy(machine_code(registers, []), num_warps=4) == occupancy
+    assert MULTIPROCESSORS["sm_90"].occupancy(registers, shared_bytes=0, num_warps=4) == occupancy
 
 
 @pytest.mark.parametrize(
-    ("path", "binds"),
-    [(["FADD"] * 8, "memory"), (["FADD"] * 40, "issue"), (["MUFU.EX2"] * 4, "MUFU"), (["DFMA"] * 16, "FP64")],
+    ("needs", "binds"), [((8, 0, 0), "memory"), ((40, 0, 0), "issue"), ((4, 4, 0), "MUFU"), ((16, 0, 16), "FP64")]
 )
-def test_prediction(path: list[str], binds: str) -> None:
+def test_prediction(needs: tuple[float, float, float], binds: str) -> None:
     """The scarcest resource binds; of 4 bytes, an H200's memory leaves time for 27 instructions, 3.4 MUFU, 13 FP64."""
     (h200,) = (gpu for gpu in GPUS if gpu.name == "H200")
-    prediction = h200.predict(machine_code(32, path), bytes_per_element=4)
-    assert prediction.binds == binds
-    assert (prediction.copy_fraction == 1) == (binds == "memory")
+    prediction = h200.predict(4, *needs)
+    assert prediction["binds"] == binds
+    assert (prediction["copy_fraction"] == 1) == (binds == "memory")
 
 
 def test_interpreter_refuses_to_compile() -> None:

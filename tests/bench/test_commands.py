@@ -1,188 +1,207 @@
-"""python -m bench codegen, ways_in and figure; and where a command that runs the kernels runs them."""
+"""``python -m bench``: wrong options end in one line, nothing is computed for a folder that cannot be, Ctrl-C keeps."""
 
-import json
 import subprocess
 import sys
-import threading
-from contextlib import nullcontext
-from io import StringIO
+import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from rich.console import Console
-from torch import Tensor
 
-from bench import codegen, ways_in
-from bench.__main__ import main, make_parser
-from bench.clocks import Effort
-from bench.codegen import Facts
+from bench.__main__ import PACKAGES, main, make_parser, modules
 from bench.environment import ROOT
-from bench.gpus import GPUS, Prediction
-from bench.verify import WrongResultError
-from sigmoid_op import dispatch, enable
-from tests.conftest import Route, compiling_environment
+from sigmoid_op import dispatch
 
-COMMANDS = ("grid", "train", "codegen", "host", "ways_in", "accuracy", "proof", "revive", "tune")
-WITH_KERNELS = ("accuracy", "tune", "ways_in")
+WRITING = ("grid", "accuracy", "proof", "codegen", "host", "tune", "gpu")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_makes_a_folder_of_its_own(command: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--no-such-option"], "--no-such-option"),
+        (["no-such-command"], "no-such-command"),
+        (["--dtypes", "int8"], "int8"),
+        (["--sizes", "2^x"], "2^x"),
+        (["--sizes", "0"], "between 1 and 2^62"),
+        (["--sizes", "2^63"], "between 1 and 2^62"),
+        (["--minutes", "nan"], "minutes"),
+        (["host", "--rounds", "-1"], "-1"),
+        (["--ops", "glu", "--cases", "recorded"], "not allowed"),
+        (["report"], "FILE.json"),
+    ],
+)
+def test_a_wrong_option_ends_with_one_line(
+    options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Code 2; the line names what was wrong; nothing is measured."""
+    with pytest.raises(SystemExit, match="2"):
+        main(options)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert complaint in captured.err
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--device", "cpu", "--sizes", "2^62"], "no case is left"),
+        (["--device", "cpu", "--ops", "sigmoid_gate", "--sizes", "2^62"], "no case is left"),
+        (["proof", "--stride", "100000000"], "at most 1048576"),
+        (["figure", "--out", "x.xyz"], "'xyz'"),
+        (["codegen", "--targets", "sm_1"], "no target sm_1"),
+        (["report", "no-such-file.json"], "no-such-file.json"),
+        (["report", "pyproject.toml"], "Expecting value"),
+        (["report", "bench/results/cpu/accuracy.json", "--markdown"], "--markdown"),
+    ],
+)
+def test_a_value_that_cannot_be_ends_with_one_line(
+    options: list[str],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Code 2; before the line, what is left out for want of memory."""
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    monkeypatch.setattr("sigmoid_op.kernels.launch.INTERPRETED", False)
+    out = [] if options[0] in ("figure", "report") else ["--out", str(tmp_path)]
+    assert main([*options, *out]) == 2
+    captured = capsys.readouterr()
+    *_, last = captured.err.splitlines()
+    assert complaint in last
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("command", WRITING)
+@pytest.mark.parametrize("where", ["/proc/nope", "a file"])
+def test_a_folder_that_cannot_be_is_told_before_anything_is_computed(
+    command: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Code 2 and one line; whatever a command would compute fails here."""
+
+    def computed(*args: object, **options: object) -> None:
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    monkeypatch.setattr("sigmoid_op.kernels.launch.INTERPRETED", False)
+    for target in ("bench.run.select", "bench.accuracy.plan", "bench.accuracy.proof.build", "bench.codegen.collect",
+                   "bench.host.measure", "bench.tune.crossover", "bench.gpu.programme"):  # fmt: skip
+        monkeypatch.setattr(target, computed)
+    (tmp_path / "file").touch()
+    folder = where if where.startswith("/") else str(tmp_path / "file")
+    assert main([command, "--out", folder]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert f"cannot write into {folder}" in captured.err
+
+
+def test_every_command_makes_a_folder_of_its_own() -> None:
     """Without --out none writes into the current folder, nor where an earlier run did."""
-    assert make_parser().parse_args([command]).out is None
+    for command in (*WRITING, "pytorch"):
+        assert make_parser().parse_args([command]).out is None
 
 
-@pytest.mark.parametrize("command", WITH_KERNELS)
+def test_help_tells_every_command_and_the_options_of_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    """One ``--help`` is enough to use the program."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(word in text for word in (*modules(), "--cases", "--ops", "--sizes", "--quick", "--compile", "--out"))
+    assert "``python -m bench" not in text.partition("Without a command")[0]  # each command by what it does
+
+
+def test_a_missing_library_is_named_in_one_line(tmp_path: Path) -> None:
+    """What to install, and code 2, not a traceback."""
+    program = "import sys; sys.modules['rich'] = None; from bench.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    line = [sys.executable, "-c", program, "--device", "cpu", "--out", str(tmp_path)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "python -m bench needs rich: pip install rich\n")
+
+
+def test_every_package_of_the_extra_can_be_named() -> None:
+    """What pyproject.toml lists for the benchmarks; scikit-learn is the examples'."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {*PACKAGES.values(), "scikit-learn"} == set(project["optional-dependencies"]["bench"])
+
+
+def test_ctrl_c_while_importing_ends_in_one_line() -> None:
+    """Code 130, and that nothing was measured."""
+    program = """
+import builtins, sys
+from bench.__main__ import main
+ordinary = builtins.__import__
+def interrupted(name, *args):
+    if name == "torch":
+        raise KeyboardInterrupt
+    return ordinary(name, *args)
+builtins.__import__ = interrupted
+sys.exit(main([]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted: nothing was measured yet\n")
+
+
+def test_ctrl_c_names_the_file_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even after measuring, while tables are made and pictures drawn."""
+    from bench import results
+
+    def interrupted(args: object) -> int:
+        results.write(tmp_path / "kept.json", "test", {})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.figure.run", interrupted)
+    monkeypatch.setattr(results, "written", [])
+    assert main(["figure"]) == 130
+    assert capsys.readouterr().err == f"interrupted: kept {tmp_path / 'kept.json'}\n"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").rglob("*.json")), ids=lambda path: path.name)
+def test_committed_results_are_readable(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Code 0, a table, and pictures into the folder asked for."""
+    assert main(["report", str(path), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("\n") > 8
+    if path.stem in ("accuracy", "codegen"):
+        assert (tmp_path / f"{path.stem}.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("command", ["accuracy", "tune"])
 def test_a_command_runs_itself_in_the_interpreter(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a CPU without TRITON_INTERPRET it is run again with it, with the same options, and says so."""
+    """On a CPU without TRITON_INTERPRET it is run again with it, into the same folder, and says so."""
     calls = []
 
-    def record(line: list[str], *, env: dict[str, str], check: bool) -> subprocess.CompletedProcess[bytes]:
-        calls.append((line, env["TRITON_INTERPRET"]))
-        return subprocess.CompletedProcess(line, 3)
+    class Process:
+        returncode = 3
+
+        def __init__(self, line: list[str], env: dict[str, str]) -> None:
+            calls.append((line, env["TRITON_INTERPRET"]))
+
+        def __enter__(self) -> "Process":
+            return self
+
+        def __exit__(self, *args: object) -> None:
+            pass
+
+        def poll(self) -> int:
+            return 3
 
     monkeypatch.setattr(dispatch, "INTERPRETED", False)
-    monkeypatch.setattr(subprocess, "run", record)
-    options = [command, "--device", "cpu", "--out", str(tmp_path)]
-    assert main(options) == 3
-    assert calls == [([sys.executable, "-m", "bench", *options], "1")]
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    assert main([command, "--device", "cpu", "--out", str(tmp_path)]) == 3
+    assert calls == [([sys.executable, "-m", "bench", command, "--device", "cpu", "--out", str(tmp_path)], "1")]
     assert "interpreter" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("command", WITH_KERNELS)
-def test_without_triton_it_says_so(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One line that names the command and the package; exit code 2."""
     monkeypatch.setattr(dispatch, "HAS_TRITON", False)
-    assert main([command, "--device", "cpu"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"python -m bench {command}: error: Triton is not installed (pip install triton)"
+    assert main([command, "--device", "cpu", "--out", str(tmp_path)]) == 2
+    assert "Triton is not installed (pip install triton)" in capsys.readouterr().err
 
 
-@pytest.fixture
-def shortest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ways_in, "EFFORT", Effort(seconds=0.0, min_rounds=3, max_rounds=3))
-
-
-@pytest.fixture
-def restorable_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process of its own. Here ``disable()`` sees the pool of Inductor, idle, and leaves the table as it is."""
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
-    enable().disable()
-
-
-@pytest.mark.usefixtures("shortest", "restorable_table")
-def test_ways_in_times_every_way(kernel_route: Route, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Both passes, all samples of each way; a table; thread and threshold are as they were."""
-    before = torch.get_num_threads(), dispatch.MIN_ELEMENTS
-    assert main(["ways_in", "--device", kernel_route.device, "--elements", "64", "--out", str(tmp_path)]) == 0
-    assert before == (torch.get_num_threads(), dispatch.MIN_ELEMENTS)
-    record = json.loads((tmp_path / "ways_in.json").read_text())
-    assert (record["schema"], record["kind"], record["n_elements"]) == (1, "ways_in", 64)
-    assert record["environment"]["torch_threads"] == 1
-    assert kernel_route.device != "cpu" or record["environment"]["min_elements"] == 65
-    assert list(record["samples_ns"]) == ["forward", "forward+backward"]
-    printed = capsys.readouterr().out
-    for samples in record["samples_ns"].values():
-        assert list(samples) == list(ways_in.ways())
-        assert all(len(times) == 3 and min(times) > 0 for times in samples.values())
-    rows = [line.split("│")[1].strip() for line in printed.splitlines() if "│" in line]
-    assert rows == ["forward", *ways_in.ways(), "forward+backward", *ways_in.ways()]
-
-
-@pytest.mark.usefixtures("shortest", "restorable_table")
-def test_ways_in_times_only_what_is_right_and_as_claimed(
-    kernel_route: Route, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A function off by a thousandth, and an ``enable()`` that does nothing, end the command before it measures."""
-    line = ["ways_in", "--device", kernel_route.device, "--out", str(tmp_path)]
-
-    def slightly_off(x: Tensor) -> Tensor:
-        return torch.sigmoid(x) * 1.001
-
-    with monkeypatch.context() as patched:
-        patched.setattr(ways_in, "sigmoid", slightly_off)
-        with pytest.raises(WrongResultError):
-            main(line)
-    monkeypatch.setattr(ways_in, "enable", nullcontext)
-    with pytest.raises(RuntimeError, match="operator table"):
-        main(line)
-    assert list(tmp_path.iterdir()) == []
-
-
-# In a process of its own, as nothing is compiled where TRITON_INTERPRET is set; two kernels in one dtype are enough.
-CODEGEN = """
-import sys
-import threading
-from bench import codegen
-from bench.__main__ import main
-from bench.codegen import catalogue
-codegen.DTYPES = codegen.DTYPES[:1]
-catalogue.SIGMOID, catalogue.FAMILY = catalogue.SIGMOID[:2], []
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_codegen_compiles_and_tells(tmp_path: Path) -> None:
-    """Every kernel at each alignment: in the file, with its environment, and in the tables; and the picture."""
-    pytest.importorskip("triton")
-    environment = compiling_environment()
-    line = [sys.executable, "-c", CODEGEN, "codegen", "--targets", "sm_90", "--out", str(tmp_path)]
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    record = json.loads((tmp_path / "codegen.json").read_text())
-    assert (record["schema"], record["kind"]) == (1, "codegen")
-    assert record["environment"]["argv"] == ["codegen", "--targets", "sm_90"]
-    assert record["environment"]["triton"]
-    names = [(kernel["kernel"], kernel["alignment"]) for kernel in record["kernels"]]
-    assert names == [(name, alignment) for alignment in codegen.ALIGNMENTS for name in ("forward", "backward")]
-    forward = record["kernels"][0]
-    assert (forward["bytes_per_element"], forward["mufu"], forward["loads"]) == (4, 2, {"128": 2})
-    assert 5 < forward["instructions"] < 15
-    for alignment in codegen.ALIGNMENTS:
-        assert f"sm_90, {alignment}" in done.stdout
-    assert done.stdout.count(f"{forward['instructions']:.2f}") >= 1
-    assert (tmp_path / "codegen.png").stat().st_size > 10_000
-
-
-def _facts(kernel: str, dtype: str, terabytes: float) -> Facts:
-    predictions = {gpu.name: Prediction("memory", 0.97, terabytes * 1e12) for gpu in GPUS if gpu.target == "sm_90"}
-    return Facts(
-        kernel, dtype, "sm_90", "aligned", 6, {128: 4, 16: 1}, {128: 2}, shared_bytes=32, instructions=8.19, mufu=0.5,
-        registers=56, stack_bytes=0, control_flow={"BRA": 2, "BAR": 1}, occupancy=0.5625, predictions=predictions,
-    )  # fmt: skip
-
-
-def test_the_table_shows_what_was_read() -> None:
-    """One kernel, cell by cell: GPUs with the same bound share a place; what AMD's code does not tell stays empty."""
-    amd = Facts("forward", "float32", "gfx942", "aligned", 8, {128: 4}, {128: 4}, shared_bytes=0)
-    console = Console(width=200, record=True, file=StringIO())
-    console.print(codegen.table_of([_facts("backward", "bfloat16", 25), amd], "title"))
-    title, heading, _, first, second = (line.split() for line in console.export_text().splitlines() if line.strip())
-    assert title == ["title"]
-    assert heading[:5] == ["kernel", "dtype", "B", "instr", "MUFU"]
-    counts = ["6", "8.19", "0.50", "128×4,", "16×1", "128×2", "56", "0", "32", "3", "56%"]
-    assert first == ["backward", "bfloat16", *counts, "memory", "97%:", "H100,", "H200"]
-    assert second == ["forward", "float32", "8", "128×4", "128×4", "0"]
-
-
-def test_the_picture_shows_the_predictions() -> None:
-    """A point for each kernel and dtype on the GPUs it was compiled for, at its rate; the line is the data sheet's."""
-    rates = {"bfloat16": [8.0, 25.0], "float32": [11.0, 130.0]}
-    rows = [_facts(name, dtype, rate) for dtype, of in rates.items() for name, rate in zip("ab", of, strict=True)]
-    lines = {
-        gpu.name: {str(line.get_label()): np.asarray(line.get_xydata()).T.tolist() for line in axes.lines}
-        for gpu, axes in zip(GPUS, codegen.draw(rows).axes, strict=True)
-    }
-    h200, a100 = lines["H200"], lines["A100"]
-    assert {dtype: h200[dtype][1] for dtype in rates} == rates
-    assert h200["memory (data sheet)"][1] == [4.8, 4.8]
-    assert len({x for dtype in rates for x in h200[dtype][0]}) == 4  # no point over another
-    assert [a100[dtype] for dtype in rates] == [[[], []], [[], []]]
+def test_timing_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Figures of TRITON_INTERPRET=1 would be mistaken for the kernels'."""
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    assert main(["--device", "cpu"]) == 2
+    assert "TRITON_INTERPRET" in capsys.readouterr().err
 
 
 def test_the_readme_s_picture_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

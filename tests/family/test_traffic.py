@@ -1,4 +1,4 @@
-"""The elements that ops of the family move: by the launches of ours, and by eager PyTorch's operators."""
+"""The launches of every op and the elements they move: ours by the launcher, PyTorch's by its operators."""
 
 import math
 from typing import Any
@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.members import LEAST_ELEMENTS, MEMBERS, Member, Traffic
-from bench.rivals import Op
+from bench.ops import OPS, Form, Op, Pair
 from tests.conftest import Route, replace_launches
 
-every_row = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
+N_ELEMENTS = 2**18  # whole images, so that what is small is a small part
+every_row = pytest.mark.parametrize("row", OPS, ids=lambda row: row.name)
 
 
 def _elements(tensors: Any) -> int:
@@ -26,11 +26,11 @@ def _elements(tensors: Any) -> int:
 
 
 class EagerOperators(TorchDispatchMode):
-    """Counts what PyTorch's operators read and write. Views and allocations move nothing."""
+    """Counts PyTorch's operators, and what they read and write. Views and allocations launch and move nothing."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.moved = 0
+        self.moved: list[int] = []  # by each
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -39,35 +39,37 @@ class EagerOperators(TorchDispatchMode):
                 return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
         if name.startswith("log_sigmoid"):  # its buffer, the last of results and arguments, is empty on CUDA
-            self.moved += _elements(args[:2]) + _elements(tree_leaves(out)[:1])
+            self.moved.append(_elements(args[:2]) + _elements(tree_leaves(out)[:1]))
         elif name == "fill_":
-            self.moved += _elements(out)
+            self.moved.append(_elements(out))
         elif not func.is_view and name not in ("empty_like", "ones_like"):
-            self.moved += _elements((args, kwargs, out))
+            self.moved.append(_elements((args, kwargs, out)))
         return out
 
 
-def _per_element(member: Member, op: Op, device: str, moved: Any) -> Traffic:
-    """``moved()`` says how many elements were, so far."""
-    operands = member.inputs(LEAST_ELEMENTS, torch.float32, torch.device(device))
-    leaves = [x.requires_grad_() for x in operands[: member.n_gradients]]
-    start = moved()
-    out = op(*operands)
-    middle = moved()
+def _count(row: Op, form: Form, device: str, moved: list[int]) -> tuple[Pair, Pair]:
+    """Launches, and elements moved per element, forward and backward; ``moved`` grows by one number a launch."""
+    operands = row.operands(N_ELEMENTS, torch.float32, torch.device(device))
+    leaves = [x.requires_grad_() for x in operands[: row.n_gradients]]
+    moved.clear()  # drawing the operands
+    out = form(*operands)
+    n_forward = len(moved)
     torch.autograd.grad(out, leaves, out.detach())
-    return Traffic(round((middle - start) / LEAST_ELEMENTS), round((moved() - middle) / LEAST_ELEMENTS))
+    passes = moved[:n_forward], moved[n_forward:]
+    forward, backward = (round(sum(of_pass) / N_ELEMENTS) for of_pass in passes)
+    return (len(passes[0]), len(passes[1])), (forward, backward)
 
 
 @every_row
-def test_eager_pytorch(member: Member) -> None:
-    """The benchmark's table, and the README's, say what its operators move, forward and backward."""
+def test_pytorch(row: Op) -> None:
+    """The benchmark's table, and the README's, say what its operators launch and move, forward and backward."""
     with EagerOperators() as counted:
-        assert _per_element(member, member.eager, "meta", lambda: counted.moved) == member.eager_traffic
+        assert _count(row, row.pytorch, "meta", counted.moved) == (row.pytorch_launches, row.pytorch_moved)
 
 
 @every_row
-def test_ours(kernel_route: Route, member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what our launches move: each operand once. Sums, one number a block, are rounded away."""
-    launched: list[tuple[Any, ...]] = []
-    replace_launches(monkeypatch, lambda kernel, programs, args, *_: launched.append(args))
-    assert _per_element(member, member.ours, kernel_route.device, lambda: _elements(launched)) == member.traffic
+def test_ours(kernel_route: Route, row: Op, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what our kernels do: each operand is moved once. Sums, one number a block, are rounded away."""
+    moved: list[int] = []
+    replace_launches(monkeypatch, lambda kernel, programs, args, *_: moved.append(_elements(args)))
+    assert _count(row, row.ours, kernel_route.device, moved) == (row.launches, row.moved)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.environment import ROOT
-from bench.members import MEMBERS
+from bench.ops import OPS
 
 README = (ROOT / "README.md").read_text()
 DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -100,9 +100,9 @@ def _traffic_rows() -> list[str]:
         "bce_with_logits, pos_weight": "| the same with `pos_weight` |",
         "sigmoid_focal_loss": "| that of `torchvision.ops`",
     }.items():
-        (member,) = (member for member in MEMBERS if member.name == name)
-        ours, eager = member.traffic, member.eager_traffic
-        rows.append(f"{label} | {ours.forward}, {ours.backward} | {eager.forward}, {eager.backward} |")
+        (row,) = (row for row in OPS if row.name == name)
+        ours, theirs = row.moved, row.pytorch_moved
+        rows.append(f"{label} | {ours[0]}, {ours[1]} | {theirs[0]}, {theirs[1]} |")
     return rows
 
 

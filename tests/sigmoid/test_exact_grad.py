@@ -13,8 +13,8 @@ from torch._inductor.utils import run_and_get_code
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, vmap
 
+from bench.accuracy.sweeps import ascending
 from bench.reference import derivative64
-from bench.sweep import ascending
 from sigmoid_op import Sigmoid, dispatch, sigmoid
 from tests.conftest import Route, kernels_from, saved_tensors
 from tests.ulp import FLOAT_DTYPES, HALF_DTYPES, assert_within_ulps

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bench.sweep import ascending
+from bench.accuracy.sweeps import ascending
 from sigmoid_op import sigmoid, sigmoid_
 from tests.conftest import Route
 from tests.ulp import FALLBACK_FORWARD_ULPS, FLOAT_DTYPES, FORWARD_ULPS, HALF_DTYPES, true_sigmoid, ulp_of

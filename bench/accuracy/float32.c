@@ -1,9 +1,10 @@
 /* The float32 σ of kernels/scalar.py in C, operation for operation, and its error at every float32.
  *
- * float32 STRIDE   sweep every STRIDE-th input, print the findings as JSON
+ * float32 STRIDE   sweep every STRIDE-th input, print the findings as JSON; SIGINT ends it with those until then
  * float32 eval K   read float32 values, write σ of each, the reciprocal being off by K ulp
  */
 #include <math.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,6 +57,9 @@ struct findings {
     uint64_t correctly_rounded, decreases, nan_lost;
 };
 
+static volatile sig_atomic_t interrupted;
+static void interrupt(int number) { (void)number; interrupted = 1; }
+
 static float x[BLOCK], out[3][BLOCK];
 static double exact[BLOCK], slope[BLOCK];
 
@@ -82,7 +86,7 @@ static void sweep(uint64_t stride)
     float last[3] = {0, 0, 0}, highest = 0;
     uint64_t inputs = 0, mixed_decreases = 0, nans = 0;
     for (int negative = 1; negative >= 0; negative--)
-        for (uint64_t start = 0; start <= INFINITY_BITS; start += BLOCK * stride) {
+        for (uint64_t start = 0; start <= INFINITY_BITS && !interrupted; start += BLOCK * stride) {
             int n = 0;
             for (uint64_t bits = start; n < BLOCK && bits <= INFINITY_BITS; bits += stride)
                 x[n++] = float_of(negative ? SIGN_BIT | (INFINITY_BITS - (uint32_t)bits) : (uint32_t)bits);
@@ -108,8 +112,8 @@ static void sweep(uint64_t stride)
             float a = sigmoid(float_of((uint32_t)bits), off), b = sigmoid(float_of(SIGN_BIT | (uint32_t)bits), off);
             found[off + 1].nan_lost += (a == a) + (b == b);
         }
-    printf("{\"stride\": %llu, \"inputs\": %llu, \"nans\": %llu, \"mixed_decreases\": %llu, \"reciprocal_off\": {",
-           (unsigned long long)stride, (unsigned long long)inputs, (unsigned long long)nans,
+    printf("{\"stride\": %llu, \"complete\": %s, \"inputs\": %llu, \"nans\": %llu, \"mixed_decreases\": %llu, "
+           "\"reciprocal_off\": {", (unsigned long long)stride, interrupted ? "false" : "true", (unsigned long long)inputs, (unsigned long long)nans,
            (unsigned long long)mixed_decreases);
     for (int off = -1; off <= 1; off++) {
         struct findings f = found[off + 1];
@@ -134,6 +138,7 @@ int main(int argc, char **argv)
         return 0;
     }
     if (argc != 2 || strtoull(argv[1], NULL, 10) == 0) return 2;
+    signal(SIGINT, interrupt);
     sweep(strtoull(argv[1], NULL, 10));
     return 0;
 }

@@ -1,4 +1,4 @@
-"""What stands behind the figures of python -m bench: its two clocks, its statistics, peak memory."""
+"""What stands behind the figures of ``python -m bench``: its two clocks, its statistics, peak memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -8,22 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from bench import clocks, providers, runner
-from bench.cases import PASSES
-from bench.clocks import Effort
-from bench.pace import keep_what_works
-from bench.providers import COPY, OURS, TORCH
-from bench.results import COLD, WALL, WARM, Measurement, Spread
-from tests.bench.test_verified import a_case
+from bench import timing
+from bench.results import OURS, TORCH, WALL, Measurement, Spread, run_each
+from bench.timing import Effort
 
 CPU = torch.device("cpu")
-LEAST_EFFORT = Effort(seconds=0.0, min_rounds=3, max_rounds=3)
 
 
 def test_times_are_medians_of_all_rounds() -> None:
     """Not the best round: beside the median stand the rounds that a fifth of all were below, and above."""
     ns = [100.0, 1000.0, 2000.0, 3000.0, 4000.0, 5000.0, 6000.0, 7000.0, 8000.0, 9000.0, 90000.0]
-    m = Measurement({}, "forward", WALL, "torch", bytes_moved=10_000, samples_ns={OURS: ns})
+    m = Measurement({}, "forward", WALL, "kernel", bytes_moved=10_000, samples_ns={OURS: ns})
     assert m.time_us(OURS) == Spread(5.0, 2.0, 8.0)
     assert m.gigabytes_per_second(OURS) == 2.0
 
@@ -32,23 +27,30 @@ def test_ratios_are_taken_round_by_round() -> None:
     """A machine that slows down tenfold halfway changes the times but not the ratio."""
     ours = [1.0, 1.0, 1.0, 10.0, 10.0]
     samples = {OURS: ours, TORCH: [2 * ns for ns in ours]}
-    m = Measurement({}, "forward", WALL, "torch", bytes_moved=100, calls_per_sample=1, samples_ns=samples)
-    assert m.ratio(TORCH, OURS) == Spread(2.0, 2.0, 2.0)
-    assert m.gigabytes_per_second(OURS) == 100.0
+    m = Measurement({}, "forward", WALL, "kernel", bytes_moved=100, samples_ns=samples)
+    assert m.ratio(TORCH) == Spread(2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize(("route", "rates"), [("kernel", (100.0, 125.0)), ("torch", (250.0, 125.0))])
+def test_rates_are_of_the_bytes_that_moved(route: str, rates: tuple[float, float]) -> None:
+    """Of ours where the kernel ran, of PyTorch's where its operators ran for the library, too."""
+    samples = {OURS: [1.0], TORCH: [2.0]}
+    m = Measurement({"pytorch_bytes": {"forward": 250}}, "forward", WALL, route, 100, samples_ns=samples)
+    assert (m.gigabytes_per_second(OURS), m.gigabytes_per_second(TORCH)) == rates
 
 
 def test_providers_are_interleaved() -> None:
     """Each round takes one sample of every provider, and no provider always goes first."""
     taken: list[str] = []
 
-    def sampler(name: str) -> clocks.Sampler:
+    def sampler(name: str) -> timing.Sampler:
         def sample() -> float:
             taken.append(name)
             return float(len(taken))
 
         return sample
 
-    samples = clocks.interleave({name: sampler(name) for name in "abc"}, Effort(0.0, min_rounds=20, max_rounds=20))
+    samples = timing.interleave({name: sampler(name) for name in "abc"}, Effort(0.0, min_rounds=20, max_rounds=20))
     rounds = [taken[i : i + 3] for i in range(3, len(taken), 3)]  # the first three calls warm up
     assert len(rounds) == 20
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
@@ -66,15 +68,15 @@ def test_wall_time_is_that_of_a_call_which_has_ended(monkeypatch: pytest.MonkeyP
         return next(times)
 
     monkeypatch.setattr("time.perf_counter_ns", clock)
-    sample = clocks.wall_sampler(lambda: log.append("call"), 3, lambda: log.append("synchronize"))
+    sample = timing.wall_sampler(lambda: log.append("call"), 3, lambda: log.append("synchronize"))
     assert sample() == 2_000
     assert log == ["synchronize", "clock", "call", "call", "call", "synchronize", "clock"]
 
 
 def test_the_slowest_call_sets_how_many_make_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """1 ms of the slowest, and the same number of the others."""
-    monkeypatch.setattr(clocks, "wall_sampler", lambda call, n_calls, synchronize: call)
-    assert clocks.calls_per_wall_sample([lambda: 1_000.0, lambda: 50_000.0], lambda: None) == 20
+    monkeypatch.setattr(timing, "wall_sampler", lambda call, n_calls, synchronize: call)
+    assert timing.calls_per_wall_sample([lambda: 1_000.0, lambda: 50_000.0], lambda: None) == 20
 
 
 def test_peak_memory_is_that_beyond_the_operands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +84,7 @@ def test_peak_memory_is_that_beyond_the_operands(monkeypatch: pytest.MonkeyPatch
     replacements = {"synchronize": None, "memory_allocated": 300, "reset_peak_memory_stats": None}
     for name, value in (replacements | {"max_memory_allocated": 700}).items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    assert clocks.peak_bytes(lambda: None, CPU) == 400
+    assert timing.peak_bytes(lambda: None, CPU) == 400
 
 
 class CudaOnPaper:
@@ -125,26 +127,10 @@ class CudaOnPaper:
             monkeypatch.setattr(torch.cuda, name, replacement)
 
 
-def test_device_time_is_measured_cold_and_where_it_fits_warm(fallback: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a GPU, torch.cuda replaced: both clocks of every pass; 2 ms of a replay are shared among its calls."""
-    CudaOnPaper(monkeypatch)
-    right = {OURS: providers.ours(), TORCH: providers.pytorch(), COPY: providers.copy()}
-    for n_elements, expected in ((1000, [COLD, WARM]), (2**16, [COLD])):
-        case = a_case(n_elements)
-        operands = [case.inputs(CPU) for _ in range(clocks.calls_per_replay(case.bytes_moved("forward")))]
-        for pass_ in PASSES:
-            measured = list(runner.device_time(case, pass_, operands, right, {}, LEAST_EFFORT))
-            assert [m.clock for m in measured] == expected
-            for m in measured:
-                assert m.failures == {}
-                assert m.calls_per_sample == 256
-                assert m.samples_ns == {name: [2e6 / 256] * 3 for name in right}
-
-
 def test_a_cold_replay_uses_each_operand_once_and_a_warm_one_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cold: own operands, own results, an eviction before. Warm: one call over and over, an untimed replay before."""
     cuda = CudaOnPaper(monkeypatch)
-    replays = clocks.Replays(CPU)
+    replays = timing.Replays(CPU)
     assert replays._source.nbytes > 2**16  # more than the L2 cache holds
     monkeypatch.setattr(replays, "_evict", lambda: cuda.log.append("evict"))
     called: list[int] = []
@@ -192,7 +178,7 @@ def test_a_capture_that_fails_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -
     }
     for name, replacement in replacements.items():
         monkeypatch.setattr(torch.cuda, name, replacement)
-    replays = clocks.Replays(CPU)
+    replays = timing.Replays(CPU)
     with pytest.raises(RuntimeError, match="the first pool fails"):
         replays.cold([lambda: None])
     assert current == ["the user's"]
@@ -205,10 +191,10 @@ def test_after_a_capture_that_fails_the_next_one_is_timed() -> None:
     """On CUDA, where reading a number back ends a capture: the stream is that of before, and a replay takes time."""
     x = torch.ones(2**20, device="cuda")
     stream = torch.cuda.current_stream()
-    replays = clocks.Replays(x.device)
+    replays = timing.Replays(x.device)
     calls: dict[str, Callable[[], object]] = {"reads": lambda: x.sum().item(), "adds": lambda: x + 1}
     failures: dict[str, str] = {}
-    samplers = keep_what_works(lambda call: replays.cold([call]), calls, failures)
+    samplers = run_each(lambda call: replays.cold([call]), calls, failures)
     assert set(failures) == {"reads"}
     assert torch.cuda.current_stream() == stream
     assert samplers["adds"]() > 0

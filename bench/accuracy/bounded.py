@@ -16,7 +16,7 @@ from bench.reference import backward64, correctly_rounded, derivative64, every_1
 
 EX2_ULPS = 2  # PTX ISA, 9.7.3.21, ex2: "maximum ulp error is 2 ulp from correctly rounded result"
 RCP_ULPS = 1  # PTX ISA, 9.7.3.13, rcp: "maximum ulp error is 1"
-# mantissa_bits and scale_exponent of kernels/formulas.py, _sigmoid_16bit
+# mantissa_bits and scale_exponent of kernels/scalar.py, _sigmoid_16bit
 PARAMETERS = {torch.float16: (10, 0), torch.bfloat16: (7, -8)}
 
 

@@ -6,18 +6,17 @@ Needs a PyTorch built for CUDA and Triton's disassembler, but no GPU.
 import argparse
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
+from bench import results
 from bench.cases import dtype_name
 from bench.environment import environment
-from bench.options import add_out, output_folder
-from bench.report import output_console
-from bench.results import write
+from bench.options import CPU, UsageError, add_out, output_folder
+from bench.tables import output_console, print_files
 
 LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"
 # The kernel that large contiguous tensors take, and the types of its lambda: of one operand, or of two.
@@ -34,18 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The command: 0; 2 for a PyTorch without CUDA."""
     if not LIBRARY.exists():
-        print("python -m bench pytorch: error: this PyTorch is not built for CUDA", file=sys.stderr)
-        return 2
-    kernels = count_kernels(LIBRARY)
-    table = Table("kernel", "dtype", "instructions", "MUFU", title=f"PyTorch {torch.__version__}, sm_90, per element")
-    for kernel in kernels:
-        table.add_row(kernel["kernel"], kernel["dtype"], f"{kernel['instructions']:.3f}", f"{kernel['mufu']:.2f}")
-    console = output_console()
-    console.print(table)
-    folder = output_folder(args.out, torch.device("cpu"))
-    write(folder / "pytorch.json", "pytorch", environment(torch.device("cpu")), kernels=kernels)
-    console.print(f"Results in {folder}: pytorch.json", soft_wrap=True, highlight=False)
+        raise UsageError("this PyTorch is not built for CUDA")
+    path = output_folder(args.out) / "pytorch.json"
+    results.write(path, "pytorch", environment(CPU), kernels=count_kernels(LIBRARY))
+    print_files(path.parent, "complete", [path, *show(results.load(path), path.parent)])
     return 0
+
+
+def show(record: dict[str, Any], folder: Path) -> list[Path]:
+    """Print the table of a pytorch.json. It has no picture."""
+    title = f"PyTorch {record['environment']['torch']}, sm_90, per element"
+    table = Table("kernel", "dtype", "instructions", "MUFU", title=title)
+    for kernel in record["kernels"]:
+        table.add_row(kernel["kernel"], kernel["dtype"], f"{kernel['instructions']:.3f}", f"{kernel['mufu']:.2f}")
+    output_console().print(table)
+    return []
 
 
 def count_kernels(library: Path) -> list[dict[str, Any]]:
