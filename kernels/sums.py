@@ -33,9 +33,12 @@ def sums_kernel(
     row = tl.arange(0, ROWS)
     pointers = partials + (batch * n_partials + row[:, None]) * n_results + column[None, :]
     total = tl.zeros((ROWS, COLUMNS), tl.float64)
-    for start in range(0, n_partials, ROWS):
-        mask = (row < n_partials - start)[:, None] & (column < n_results)[None, :]
-        total += tl.load(pointers + start * n_results, mask=mask, other=0.0).to(tl.float64)
+    left = n_partials
+    while left > 0:  # Triton 3.6 interprets no range over a tensor
+        mask = (row < left)[:, None] & (column < n_results)[None, :]
+        total += tl.load(pointers, mask=mask, other=0.0).to(tl.float64)
+        pointers += ROWS * n_results
+        left -= ROWS
     store_sum(out + batch * steps[0] + column * steps[1], tl.sum(total, axis=0), scale, column < n_results)
 
 
