@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.autograd.gradcheck import GradcheckError
+from torch.autograd import forward_ad
 from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 from sigmoid_op import Sigmoid, SigmoidFunction, dispatch, sigmoid, sigmoid_
@@ -16,9 +16,12 @@ from tests.conftest import Route
 
 Unary = Callable[[Tensor], Tensor]
 
-every_function = pytest.mark.parametrize(
-    "function", [sigmoid, SigmoidFunction.apply], ids=["sigmoid", "SigmoidFunction"]
-)
+# ``sigmoid`` itself is PyTorch's under a transform, which test_transforms.py checks.
+FUNCTIONS: dict[str, Unary] = {
+    "SigmoidFunction": SigmoidFunction.apply,
+    "exact_grad": partial(sigmoid, exact_grad=True),
+}
+every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 
 
 def _input(route: Route, *shape: int) -> Tensor:
@@ -34,8 +37,7 @@ def _derivatives(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @every_function
-@pytest.mark.parametrize("in_dim", [0, 1, 2, -1])
-@pytest.mark.parametrize("out_dim", [0, -1])
+@pytest.mark.parametrize(("in_dim", "out_dim"), [(0, 0), (1, -1), (2, 0), (-1, 1)])
 def test_vmap(route: Route, function: Unary, in_dim: int, out_dim: int) -> None:
     """Any input and output dimension can be the batch, in chunks too."""
     x = _input(route, 2, 3, 4)
@@ -64,28 +66,21 @@ def test_vmap_over_grad(route: Route, function: Unary) -> None:
     torch.testing.assert_close(per_row, _derivatives(x)[1])
 
 
+# PyTorch's own constant folding in linearize warns about a node of its own.
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
 @every_function
 def test_first_order_transforms(route: Route, function: Unary) -> None:
-    """grad, vjp, jvp, jacrev and jacfwd all give σ'."""
+    """grad, vjp, jvp, linearize, jacrev and jacfwd all give σ'."""
     x, v = _input(route, 6), _input(route, 7)[1:]
     s, first, _, _ = _derivatives(x)
     torch.testing.assert_close(grad(lambda x: function(x).sum())(x), first)
     out, pull_back, *_ = vjp(function, x)
     torch.testing.assert_close((out, *pull_back(v)), (s, first * v))
     torch.testing.assert_close(jvp(function, (x,), (v,)), (s, first * v))
+    out, push_forward = linearize(function, x)
+    torch.testing.assert_close((out, push_forward(v)), (s, first * v))
     torch.testing.assert_close(jacrev(function)(x), torch.diag(first))
     torch.testing.assert_close(jacfwd(function)(x), torch.diag(first))
-
-
-# PyTorch's own constant folding in linearize warns about a node of its own.
-@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
-@every_function
-def test_linearize(route: Route, function: Unary) -> None:
-    """The result and its linear map, which outlives the transform, are those of σ and σ'."""
-    x, v = _input(route, 6), _input(route, 7)[1:]
-    out, push_forward = linearize(function, x)
-    s, first, _, _ = _derivatives(x)
-    torch.testing.assert_close((out, push_forward(v)), (s, first * v))
 
 
 @every_function
@@ -103,23 +98,15 @@ def test_higher_order_transforms(route: Route, function: Unary) -> None:
 
 
 @every_function
-@pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])
-def test_vectorized_jacobian(route: Route, function: Unary, strategy: str) -> None:
-    """The older ``torch.autograd.functional.jacobian`` batches its gradients through the same formulas."""
-    x = _input(route, 6)
-    jacobian = torch.autograd.functional.jacobian(function, x, vectorize=True, strategy=strategy)
-    torch.testing.assert_close(jacobian, torch.diag(_derivatives(x)[1]))
-
-
-@pytest.mark.parametrize("exact_grad", [False, True])
-def test_vectorized_jacobian_is_differentiated(route: Route, exact_grad: bool) -> None:
-    """With ``create_graph``, a batched gradient has a graph of its own, whose gradient is right."""
+def test_vectorized_jacobian(route: Route, function: Unary) -> None:
+    """The older ``torch.autograd.functional.jacobian`` batches both modes; ``create_graph`` differentiates further."""
     x = _input(route, 6).requires_grad_()
-    jacobian = torch.autograd.functional.jacobian(
-        lambda x: x * sigmoid(x, exact_grad=exact_grad), x, create_graph=True, vectorize=True
-    )
-    (second,) = torch.autograd.grad(jacobian.diagonal().sum(), x)
-    _, slope, curvature, _ = _derivatives(x.detach())
+    _, slope, curvature, _ = _derivatives(x)
+    jacobian = partial(torch.autograd.functional.jacobian, vectorize=True)
+    torch.testing.assert_close(jacobian(function, x, strategy="forward-mode"), torch.diag(slope))
+    torch.testing.assert_close(jacobian(function, x), torch.diag(slope))
+    of_product = jacobian(lambda x: x * function(x), x, create_graph=True)
+    (second,) = torch.autograd.grad(of_product.diagonal().sum(), x)
     torch.testing.assert_close(second, 2 * slope + x.detach() * curvature)
 
 
@@ -159,11 +146,7 @@ def _dual_result(function: Unary, x: Tensor, tangent: Tensor) -> tuple[Tensor, T
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
-@pytest.mark.parametrize(
-    "function",
-    [sigmoid, SigmoidFunction.apply, lambda x: sigmoid_(x.clone())],
-    ids=["sigmoid", "SigmoidFunction", "sigmoid_"],
-)
+@pytest.mark.parametrize("function", [*FUNCTIONS.values(), lambda x: sigmoid_(x.clone())], ids=[*FUNCTIONS, "sigmoid_"])
 def test_dual_numbers(route: Route, function: Unary, mode: Callable[[], AbstractContextManager[Any]]) -> None:
     """A tangent passes through, also where no gradient is recorded."""
     x, v = _input(route, 6), _input(route, 7)[1:]
@@ -189,41 +172,3 @@ def test_forward_over_reverse_dual(route: Route, function: Unary) -> None:
         (grad_x,) = torch.autograd.grad(function(dual).sum(), dual, create_graph=True)
         slope, curvature = forward_ad.unpack_dual(grad_x)
     torch.testing.assert_close((slope, curvature), (_derivatives(x)[1], _derivatives(x)[2] * v))
-
-
-@every_function
-@pytest.mark.parametrize("fast_mode", [False, True], ids=["slow", "fast"])
-def test_gradcheck_of_every_mode(route: Route, function: Unary, fast_mode: bool) -> None:
-    """gradcheck holds forward and reverse, batched and not, with undefined gradients, element by element and fast."""
-    assert gradcheck(
-        function,
-        _input(route, 2, 3).requires_grad_(),
-        fast_mode=fast_mode,
-        check_forward_ad=True,
-        check_backward_ad=True,
-        check_batched_grad=True,
-        check_batched_forward_grad=True,
-        check_undefined_grad=True,
-    )
-
-
-@every_function
-@pytest.mark.parametrize("fast_mode", [False, True], ids=["slow", "fast"])
-def test_gradgradcheck_of_every_mode(route: Route, function: Unary, fast_mode: bool) -> None:
-    """The second derivative holds reverse over reverse and forward over reverse, batched too."""
-    assert gradgradcheck(
-        function,
-        _input(route, 2, 3).requires_grad_(),
-        fast_mode=fast_mode,
-        check_fwd_over_rev=True,
-        check_rev_over_rev=True,
-        check_batched_grad=True,
-        check_undefined_grad=True,
-    )
-
-
-def test_gradcheck_catches_a_wrong_tangent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check can fail: a ``jvp`` that returns its tangent unchanged does not pass."""
-    monkeypatch.setattr(SigmoidFunction, "jvp", staticmethod(lambda ctx, tangent: tangent.clone()))
-    with pytest.raises(GradcheckError, match="forward mode"):
-        gradcheck(SigmoidFunction.apply, torch.ones(3, dtype=torch.float64, requires_grad=True), check_forward_ad=True)

@@ -1,4 +1,4 @@
-"""Autocast and gradient scaling: as with ``torch.sigmoid``."""
+"""Autocast and gradient scaling: as with PyTorch's own operators."""
 
 import pytest
 import torch
@@ -6,24 +6,25 @@ from torch import nn
 
 from sigmoid_op import sigmoid
 from tests.conftest import Route
+from tests.members import Member
+from tests.pytorch.ops import every_op
 from tests.ulp import true_sigmoid
 
 
+@every_op
 @pytest.mark.parametrize("inside", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_autocast(route: Route, inside: torch.dtype, dtype: torch.dtype) -> None:
-    """Under autocast the result keeps the dtype of the input, which a linear layer before it has lowered."""
-    x = torch.linspace(-8, 8, 12).to(route.device, dtype).view(3, 4).requires_grad_()
-    layer = nn.Linear(4, 4, device=route.device)
-    with torch.autocast(route.device, dtype=inside):
-        out, lowered = sigmoid(x), sigmoid(layer(x))
-        assert out.dtype == torch.sigmoid(x).dtype == dtype
-        assert lowered.dtype == torch.sigmoid(layer(x)).dtype == inside
-    (out.sum() + lowered.sum()).backward()
-    assert x.grad is not None
-    assert x.grad.dtype == dtype
-    assert layer.weight.grad is not None
-    assert layer.weight.grad.dtype == torch.float32
+def test_autocast(route: Route, op: Member, inside: torch.dtype) -> None:
+    """The result has the dtype of PyTorch's form, behind a lowered layer, too; gradients have those of the operands."""
+    layer = nn.Linear(6, 6, device=route.device)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        leaves = [operand.requires_grad_() for operand in op.operands("matrix", dtype, route.device)]
+        with torch.autocast(route.device, dtype=inside):
+            out = op.ours(*leaves)
+            assert out.dtype == op.theirs(*leaves).dtype
+            if op.halved != 0:
+                lowered = [layer(leaf) for leaf in leaves]
+                assert op.ours(*lowered).dtype == op.theirs(*lowered).dtype == inside
+        assert [grad.dtype for grad in torch.autograd.grad(out.float().sum(), leaves)] == [dtype] * len(leaves)
 
 
 def test_grad_scaler(route: Route) -> None:

@@ -1,15 +1,16 @@
-"""Tensor subclasses keep their type, and are asked through ``__torch_function__``."""
+"""Tensor subclasses keep their type, are asked through ``__torch_function__``, and take no kernel."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from sigmoid_op import Sigmoid, sigmoid, sigmoid_
+from sigmoid_op import Sigmoid, dispatch, sigmoid_, silu
 from sigmoid_op.override import enable
 from tests.conftest import Route
-from tests.ulp import true_sigmoid
+from tests.members import Member
+from tests.pytorch.ops import every_op
 
 
 class _Tagged(Tensor):
@@ -23,28 +24,40 @@ class _Tagged(Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def seen() -> Iterator[list[object]]:
     _Tagged.seen = []
     yield _Tagged.seen
     del _Tagged.seen
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(sigmoid, torch.sigmoid), (sigmoid_, torch.sigmoid_)])
-def test_subclasses(
-    route: Route, launches: list[str], seen: list[object], ours: Callable[..., Tensor], theirs: Callable[..., Tensor]
-) -> None:
-    """A subclass keeps its type, and its ``__torch_function__`` is called with torch's function."""
-    x = torch.linspace(-3, 3, 5, device=route.device).as_subclass(_Tagged)
-    exact = true_sigmoid(x.as_subclass(Tensor))
-    out = ours(x)
+@every_op
+@pytest.mark.parametrize("tagged", [0, -1], ids=["first", "last"])
+def test_among_the_operands(route: Route, launches: list[str], seen: list[object], op: Member, tagged: int) -> None:
+    """One subclass among the operands makes the result one, and sees the functions of PyTorch's form."""
+    operands = list(op.operands("matrix", torch.float64, route.device))
+    exact = op.truth(*operands)
+    operands[tagged] = operands[tagged].as_subclass(_Tagged)
+    out = op.ours(*operands)
+    ours = list(seen)
+    seen.clear()
+    op.theirs(*operands)
     assert type(out) is _Tagged
-    assert seen == [theirs]
+    assert ours[-1] == seen[-1]
     assert launches == []
-    torch.testing.assert_close(out.as_subclass(Tensor).cpu().double(), exact, rtol=0, atol=1e-6)
+    torch.testing.assert_close(out.as_subclass(Tensor), exact, check_device=False)
 
 
-def test_subclasses_under_enable(kernel_route: Route, seen: list[object]) -> None:
+def test_in_place(route: Route, launches: list[str], seen: list[object]) -> None:
+    """``sigmoid_`` is ``torch.sigmoid_`` of a subclass, and changes that very tensor."""
+    x = torch.zeros(5, device=route.device).as_subclass(_Tagged)
+    assert sigmoid_(x) is x
+    assert seen == [torch.sigmoid_]
+    assert launches == []
+    assert bool((x.as_subclass(Tensor) == 0.5).all())
+
+
+def test_under_enable(kernel_route: Route, seen: list[object]) -> None:
     """So it is below ``enable()``, and for modules."""
     x = torch.linspace(-3, 3, 5, device=kernel_route.device).as_subclass(_Tagged)
     with enable():
@@ -52,3 +65,11 @@ def test_subclasses_under_enable(kernel_route: Route, seen: list[object]) -> Non
             seen.clear()
             assert type(function(x)) is _Tagged
             assert torch.sigmoid in seen
+
+
+def test_the_check_can_fail(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dispatch that does not ask for subclasses gives one to a kernel."""
+    monkeypatch.setattr(dispatch, "TENSOR_TYPES", frozenset({Tensor, _Tagged}))
+    monkeypatch.setattr(dispatch, "is_watched", lambda: False)
+    silu(torch.ones(3, 6, device=kernel_route.device).as_subclass(_Tagged))
+    assert launches == ["silu"]

@@ -1,4 +1,4 @@
-"""The corners of autograd: views, hooks, retained graphs, offloading, checkpointing, threads."""
+"""The corners of autograd: hooks, retained graphs, offloading, anomaly and inference mode, threads."""
 
 import threading
 from collections.abc import Callable
@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from sigmoid_op import Sigmoid, SigmoidFunction, dispatch, sigmoid, sigmoid_
+from sigmoid_op import Sigmoid, SigmoidFunction, dispatch, sigmoid
 from tests.conftest import Route
 from tests.models import Cut
 
 Unary = Callable[[Tensor], Tensor]
 
+# On the kernel routes ``sigmoid`` is SigmoidFunction; on the other it is PyTorch's own.
 every_function = pytest.mark.parametrize(
-    "function", [sigmoid, SigmoidFunction.apply], ids=["sigmoid", "SigmoidFunction"]
+    "function", [SigmoidFunction.apply, partial(sigmoid, exact_grad=True)], ids=["SigmoidFunction", "exact_grad"]
 )
 
 
@@ -32,35 +32,6 @@ def _slope(x: Tensor) -> Tensor:
     """σ'(x), from exponentials alone."""
     x = x.detach()
     return torch.exp(-x) / (1 + torch.exp(-x)) ** 2
-
-
-@pytest.mark.parametrize("take", [lambda x: x[1:], lambda x: x.t()[1:][:, 1:]], ids=["view", "view of a view"])
-def test_in_place_on_a_view_of_a_leaf(route: Route, take: Unary) -> None:
-    """torch's error, and the leaf is left as it was."""
-    x = _leaf(route, 4, 4)
-    before = x.detach().clone()
-    with pytest.raises(RuntimeError, match="a view of a leaf Variable that requires grad"):
-        sigmoid_(take(x))
-    assert torch.equal(x, before)
-
-
-def test_in_place_on_a_view_without_grad(route: Route) -> None:
-    """A plain view is overwritten, its base with it, and both count one change."""
-    base = torch.zeros(4, 4, device=route.device)
-    view = base[1:3]
-    sigmoid_(view)
-    assert base[1:3].eq(0.5).all()
-    assert base[::3].eq(0).all()
-    assert (view._version, base._version) == (1, 1)
-
-
-def test_changing_an_in_place_result_is_an_error(route: Route) -> None:
-    """``sigmoid_`` keeps its result for backward, so changing that afterwards is an error."""
-    x = _leaf(route, 5) * 1
-    sigmoid_(x)
-    x.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        x.sum().backward()
 
 
 @every_function
@@ -149,52 +120,10 @@ def test_anomaly_mode(route: Route, function: Unary) -> None:
         torch.testing.assert_close(x.grad, _slope(x))
         bad = function(x)
         with (
-            pytest.warns(UserWarning, match="Error detected in Sigmoid"),
+            pytest.warns(UserWarning, match="Error detected in .*Sigmoid"),
             pytest.raises(RuntimeError, match="returned nan values"),
         ):
             bad.backward(torch.full_like(bad, torch.nan))
-
-
-@every_function
-@pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "non-reentrant"])
-def test_checkpoint(route: Route, function: Unary, use_reentrant: bool) -> None:
-    """A checkpointed call runs forward again in backward, and its gradients are the same."""
-    x = _leaf(route, 5)
-    calls = 0
-
-    def block(x: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return 2 * function(3 * x)
-
-    out = checkpoint(block, x, use_reentrant=use_reentrant)
-    assert isinstance(out, Tensor)
-    out.sum().backward()
-    assert calls == 2
-    torch.testing.assert_close(x.grad, 6 * _slope(3 * x))
-
-
-@every_function
-@pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.MUST_RECOMPUTE])
-def test_selective_checkpoint(route: Route, function: Unary, policy: CheckpointPolicy) -> None:
-    """A policy sees ``aten.sigmoid`` and decides whether it is kept or computed again; the gradients are the same."""
-    x = _leaf(route, 5)
-    seen: list[tuple[object, bool]] = []
-
-    def decide(context: Any, op: object, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        seen.append((op, context.is_recompute))
-        return policy if op is torch.ops.aten.sigmoid.default else CheckpointPolicy.PREFER_RECOMPUTE
-
-    out = checkpoint(
-        lambda x: 2 * function(3 * x),
-        x,
-        use_reentrant=False,
-        context_fn=partial(create_selective_checkpoint_contexts, decide),
-    )
-    assert isinstance(out, Tensor)
-    out.sum().backward()
-    assert (torch.ops.aten.sigmoid.default, False) in seen
-    torch.testing.assert_close(x.grad, 6 * _slope(3 * x))
 
 
 @every_function
@@ -209,14 +138,6 @@ def test_inference_mode(route: Route, function: Unary) -> None:
     torch.testing.assert_close(function(made_inside), 1 / (1 + torch.exp(-made_inside)))
     with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
         function(x) * made_inside
-
-
-def test_in_place_on_an_inference_tensor_outside(route: Route) -> None:
-    """It raises what torch raises."""
-    with torch.inference_mode():
-        x = torch.zeros(5, device=route.device)
-    with pytest.raises(RuntimeError, match="Inplace update to inference tensor outside InferenceMode"):
-        sigmoid_(x)
 
 
 @pytest.mark.parametrize("exact_grad", [False, True])
@@ -271,7 +192,7 @@ def test_training_in_several_threads(route: Route, function: Unary) -> None:
     def replica(index: int) -> tuple[Tensor, Tensor | None]:
         x = _leaf(route, 3, 100 + index, seed=index).detach().to(dtypes[index % 2]).requires_grad_()
         start.wait(timeout=30)
-        for _ in range(5):
+        for _ in range(2):
             x.grad = None
             function(x).sum().backward()
         return x, x.grad

@@ -1,18 +1,24 @@
-"""The gradients are those of σ: checked against finite differences in float64, once and twice, on every route."""
+"""The gradients are those of σ: checked against finite differences in float64, in every mode and on every route."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import Function, gradcheck, gradgradcheck
+from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.gradcheck import GradcheckError
 
 from sigmoid_op import SigmoidFunction, sigmoid
 from tests.conftest import Route
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+Unary = Callable[[Tensor], Tensor]
+exact_sigmoid = partial(sigmoid, exact_grad=True)
+every_function = pytest.mark.parametrize(
+    "function", [SigmoidFunction.apply, exact_sigmoid], ids=["SigmoidFunction", "exact_grad"]
+)
 
 
 def _input(route: Route, *shape: int) -> Tensor:
@@ -21,35 +27,54 @@ def _input(route: Route, *shape: int) -> Tensor:
     return x.to(route.device).requires_grad_()
 
 
-@pytest.mark.parametrize("function", [SigmoidFunction.apply, sigmoid], ids=["SigmoidFunction", "sigmoid"])
-@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (2, 3, 2)], ids=str)
-def test_first_and_second_derivative(
-    route: Route, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]
-) -> None:
-    """gradcheck and gradgradcheck hold, undefined gradients included."""
-    x = _input(route, *shape)
-    assert gradcheck(function, x, check_undefined_grad=True)
-    assert gradgradcheck(function, x, check_undefined_grad=True)
+@every_function
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3)], ids=str)
+def test_first_derivative(route: Route, function: Unary, shape: tuple[int, ...]) -> None:
+    """gradcheck holds forward and reverse, batched and not, undefined gradients included."""
+    assert gradcheck(
+        function,
+        _input(route, *shape),
+        check_forward_ad=True,
+        check_undefined_grad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
+    )
 
 
-def test_kernels_compute_each_order(kernel_route: Route, launches: list[str]) -> None:
-    """Forward, backward and double backward each run their fused kernel, and no other."""
-    x = _input(kernel_route, 7)
-    out = SigmoidFunction.apply(x)
-    (grad,) = torch.autograd.grad(out, x, torch.ones_like(out), create_graph=True)
-    torch.autograd.grad(grad, x, torch.ones_like(grad))
-    # The second pass also goes back through out, which is a first-order backward.
-    assert launches == ["sigmoid", "sigmoid_backward", "sigmoid_double_backward", "sigmoid_backward"]
+@every_function
+@pytest.mark.parametrize("shape", [(), (2, 3)], ids=str)
+def test_second_derivative(route: Route, function: Unary, shape: tuple[int, ...]) -> None:
+    """gradgradcheck holds reverse over reverse, forward over reverse and reverse over forward, batched too."""
+    assert gradgradcheck(
+        function,
+        _input(route, *shape),
+        check_undefined_grad=True,
+        check_fwd_over_rev=True,
+        check_rev_over_rev=True,
+        check_batched_grad=True,
+    )
 
 
-def test_third_derivative(route: Route) -> None:
-    """Differentiating further works: σ''' = σ'(1 - 6σ + 6σ²)."""
+@every_function
+def test_third_derivative(route: Route, function: Unary) -> None:
+    """Differentiating further works: σ''' = σ'(1 - 6σ')."""
     x = _input(route, 9)
-    derivative = SigmoidFunction.apply(x)
+    derivative = function(x)
     for _ in range(3):
         (derivative,) = torch.autograd.grad(derivative.sum(), x, create_graph=True)
-    s = torch.sigmoid(x.detach())
-    torch.testing.assert_close(derivative, s * (1 - s) * (1 - 6 * s + 6 * s * s))
+    s = 1 / (1 + torch.exp(-x.detach()))
+    torch.testing.assert_close(derivative.detach(), s * (1 - s) * (1 - 6 * s * (1 - s)))
+
+
+@pytest.mark.parametrize(("function", "name"), [(SigmoidFunction.apply, "sigmoid"), (exact_sigmoid, "sigmoid_exact")])
+def test_kernels_compute_each_order(kernel_route: Route, launches: list[str], function: Unary, name: str) -> None:
+    """Forward, backward and double backward each run their fused kernel, and no other."""
+    x = _input(kernel_route, 7)
+    out = function(x)
+    (grad,) = torch.autograd.grad(out, x, torch.ones_like(out), create_graph=True)
+    torch.autograd.grad(grad, x, torch.ones_like(grad))
+    # The second pass also goes back through what was saved, which is a first-order backward.
+    assert launches == [name, f"{name}_backward", f"{name}_double_backward", f"{name}_backward"]
 
 
 def test_complex_gradient(route: Route) -> None:
@@ -59,21 +84,18 @@ def test_complex_gradient(route: Route) -> None:
     assert gradgradcheck(SigmoidFunction.apply, x, check_fwd_over_rev=True)
 
 
-def test_gradcheck_catches_a_wrong_gradient() -> None:
-    """The check can fail: a backward that forgets the factor (1 - out) does not pass."""
-
-    class Wrong(Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            out = torch.sigmoid(x)
-            ctx.save_for_backward(out)
-            return out
-
-        @staticmethod
-        def backward(ctx: Any, grad_out: Tensor) -> Tensor:
-            (out,) = ctx.saved_tensors
-            result: Tensor = grad_out * out
-            return result
-
-    with pytest.raises(GradcheckError, match="Jacobian mismatch"):
-        gradcheck(Wrong.apply, torch.zeros(3, dtype=torch.float64, requires_grad=True))
+@pytest.mark.parametrize(
+    ("method", "wrong", "message"),
+    [
+        ("backward", lambda ctx, grad_out: grad_out * ctx.saved_tensors[0], "Jacobian mismatch"),
+        ("jvp", lambda ctx, tangent: tangent.clone(), "forward mode"),
+    ],
+)
+def test_gradcheck_can_fail(
+    monkeypatch: pytest.MonkeyPatch, method: str, wrong: Callable[..., Tensor], message: str
+) -> None:
+    """A backward that forgets the factor (1 - out), or a jvp that returns its tangent unchanged, does not pass."""
+    monkeypatch.setattr(SigmoidFunction, method, staticmethod(wrong))
+    x = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(GradcheckError, match=message):
+        gradcheck(SigmoidFunction.apply, x, check_forward_ad=method == "jvp")
