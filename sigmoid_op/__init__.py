@@ -7,7 +7,7 @@ from sigmoid_op.ops.gate import SigmoidGate, sigmoid_gate
 from sigmoid_op.ops.glu import GLU, glu
 from sigmoid_op.ops.logsigmoid import LogSigmoid, logsigmoid
 from sigmoid_op.ops.sigmoid import Sigmoid, SigmoidFunction, sigmoid, sigmoid_
-from sigmoid_op.ops.silu import SiLU, silu
+from sigmoid_op.ops.silu import QuickGELU, SiLU, quick_gelu, silu
 from sigmoid_op.ops.swiglu import SwiGLU, swiglu
 from sigmoid_op.override import enable
 
@@ -17,6 +17,7 @@ __all__ = [
     "GLU",
     "BCEWithLogitsLoss",
     "LogSigmoid",
+    "QuickGELU",
     "SiLU",
     "Sigmoid",
     "SigmoidFocalLoss",
@@ -28,6 +29,7 @@ __all__ = [
     "enable",
     "glu",
     "logsigmoid",
+    "quick_gelu",
     "revert",
     "sigmoid",
     "sigmoid_",

@@ -45,6 +45,7 @@ MIN_ELEMENTS: dict[str, int] = {
     "silu": 2**23,
     "glu": 2**23,
     "logsigmoid": 2**23,
+    "quick_gelu": 1,
     "swiglu": 1,
     "gate": 1,
     "bce": 1,

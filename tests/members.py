@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.reference import sigmoid64, ulp_of
-from sigmoid_op import GLU, SigmoidGate, SiLU, SwiGLU, glu, sigmoid_gate, silu, swiglu
+from sigmoid_op import GLU, QuickGELU, SigmoidGate, SiLU, SwiGLU, glu, quick_gelu, sigmoid_gate, silu, swiglu
 
 Op = Callable[..., Tensor]
 Shapes = tuple[tuple[int, ...], ...]
@@ -44,18 +44,29 @@ class Member:
     exact: Callable[..., Number]  # of Maths and the parts: the result
     exact_gradients: Callable[..., tuple[Terms, ...]]  # and of grad_out: for each part, terms to add up
     halved: int | None = None  # the dimension of the one operand that holds both parts side by side
+    interleaved: bool = False  # or in turn
+    slope: float = 1.0  # what σ is taken of is the gate times this
+    kernels_of_pairs: tuple[str, str] | None = None  # for dtypes below 64 bits, if they are others
 
     @property
     def arity(self) -> int:
         """How many operands it takes."""
         return len(next(iter(self.shapes.values())))
 
+    def launched(self, dtype: torch.dtype) -> tuple[str, str]:
+        """The formulas for operands of ``dtype``."""
+        return self.kernels if self.kernels_of_pairs is None or dtype == torch.float64 else self.kernels_of_pairs
+
     def parts(self, *operands: Tensor) -> tuple[Tensor, ...]:
         """What the formulas are about: the operands, or the halves of one."""
+        if self.interleaved:
+            return operands[0][..., ::2], operands[0][..., 1::2]
         return operands if self.halved is None else operands[0].chunk(2, self.halved)
 
     def whole(self, *parts: Tensor) -> tuple[Tensor, ...]:
         """Operands that have these parts."""
+        if self.interleaved:
+            return (torch.stack(parts, -1).flatten(-2),)
         return parts if self.halved is None else (torch.cat(parts, self.halved),)
 
     def operands(self, variant: str, dtype: torch.dtype, device: str, seed: int = 0) -> tuple[Tensor, ...]:
@@ -67,7 +78,8 @@ class Member:
     def truth(self, *operands: Tensor) -> Tensor:
         """The result, in float64."""
         maths, parts = _exact_numbers(self.parts(*operands))
-        return _rounded(self.exact(maths, *parts))
+        with mpmath.workdps(40):
+            return _rounded(self.exact(maths, *parts))
 
     def true_gradients(self, grad_out: Tensor, *operands: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For each part, the gradient, and the sum of the magnitudes of what it is the sum of; in float64.
@@ -77,14 +89,15 @@ class Member:
         """
         parts = self.parts(*operands)
         maths, (grad, *numbers) = _exact_numbers((grad_out, *parts))
-        gradients = self.exact_gradients(maths, grad, *numbers)
-        return [
-            (
-                _rounded(_sum_to(sum(terms[1:], start=terms[0]), part.shape)),
-                _rounded(_sum_to(sum((abs(term) for term in terms[1:]), start=abs(terms[0])), part.shape)),
-            )
-            for terms, part in zip(gradients, parts, strict=True)
-        ]
+        with mpmath.workdps(40):
+            gradients = self.exact_gradients(maths, grad, *numbers)
+            return [
+                (
+                    _rounded(_sum_to(sum(terms[1:], start=terms[0]), part.shape)),
+                    _rounded(_sum_to(sum((abs(term) for term in terms[1:]), start=abs(terms[0])), part.shape)),
+                )
+                for terms, part in zip(gradients, parts, strict=True)
+            ]
 
     def assert_gradients_within(
         self, ulps: float, gradients: tuple[Tensor, ...], grad_out: Tensor, *operands: Tensor
@@ -127,12 +140,16 @@ def _sigmoid_gate_gradients(m: Maths, grad: Number, x: Number, gate: Number) -> 
     return (grad * m.sigmoid(gate),), (grad * x * m.sigmoid(gate) * m.sigmoid(-gate),)
 
 
-def _silu_terms(m: Maths, x: Number) -> Terms:
-    return m.sigmoid(x), x * m.sigmoid(x) * m.sigmoid(-x)
+def _silu(m: Maths, x: Number, beta: float = 1.0) -> Number:
+    return x * m.sigmoid(beta * x)
 
 
-def _silu_gradients(m: Maths, grad: Number, x: Number) -> tuple[Terms, ...]:
-    return (tuple(grad * term for term in _silu_terms(m, x)),)
+def _silu_terms(m: Maths, x: Number, beta: float = 1.0) -> Terms:
+    return m.sigmoid(beta * x), beta * x * m.sigmoid(beta * x) * m.sigmoid(-beta * x)
+
+
+def _silu_gradients(m: Maths, grad: Number, x: Number, beta: float = 1.0) -> tuple[Terms, ...]:
+    return (tuple(grad * term for term in _silu_terms(m, x, beta)),)
 
 
 def _swiglu(m: Maths, gate: Number, up: Number) -> Number:
@@ -141,6 +158,46 @@ def _swiglu(m: Maths, gate: Number, up: Number) -> Number:
 
 def _swiglu_gradients(m: Maths, grad: Number, gate: Number, up: Number) -> tuple[Terms, ...]:
     return tuple(grad * up * term for term in _silu_terms(m, gate)), (grad * gate * m.sigmoid(gate),)
+
+
+def _between(x: Number, low: float, high: float) -> Number:
+    return x.clamp(low, high) if isinstance(x, Tensor) else np.clip(x, low, high)
+
+
+class Clamped(NamedTuple):
+    """swiglu with constants."""
+
+    alpha: float
+    limit: float
+    up_offset: float
+
+    def ours(self, *operands: Tensor, interleaved: bool = False) -> Tensor:
+        return swiglu(*operands, **self._asdict(), interleaved=interleaved)
+
+    def theirs(self, gate: Tensor, up: Tensor) -> Tensor:
+        gate = gate.clamp(max=self.limit)
+        up = up.clamp(-self.limit, self.limit) + self.up_offset
+        return gate * torch.sigmoid(self.alpha * gate) * up
+
+    def interleaved(self, x: Tensor) -> Tensor:
+        return self.theirs(x[..., ::2], x[..., 1::2])
+
+    def _clamped(self, gate: Number, up: Number) -> tuple[Number, Number]:
+        return _between(gate, -np.inf, self.limit), _between(up, -self.limit, self.limit) + self.up_offset
+
+    def exact(self, m: Maths, gate: Number, up: Number) -> Number:
+        gate, up = self._clamped(gate, up)
+        return _silu(m, gate, self.alpha) * up
+
+    def exact_gradients(self, m: Maths, grad: Number, gate: Number, up: Number) -> tuple[Terms, ...]:
+        to_gate, to_up = grad * (gate <= self.limit), grad * (abs(up) <= self.limit)
+        gate, up = self._clamped(gate, up)
+        terms = tuple(to_gate * up * term for term in _silu_terms(m, gate, self.alpha))
+        return terms, (to_up * _silu(m, gate, self.alpha),)
+
+
+# gpt-oss's, but for the limit, which is such that a third of the operands is clamped.
+CLAMPED = Clamped(alpha=1.702, limit=2.5, up_offset=1.0)
 
 
 def _packed_swiglu(x: Tensor) -> Tensor:
@@ -164,8 +221,30 @@ MEMBERS = [
         F.silu,
         ("silu", "silu_backward"),
         {"matrix": ((3, 6),), "scalar": ((),), "image": ((2, 3, 4, 5),)},
-        lambda m, x: x * m.sigmoid(x),
+        _silu,
         _silu_gradients,
+    ),
+    Member(
+        "quick_gelu",
+        quick_gelu,
+        QuickGELU,
+        lambda x: x * torch.sigmoid(1.702 * x),
+        ("silu", "silu_backward"),
+        {"matrix": ((3, 6),), "image": ((2, 3, 4, 5),)},
+        partial(_silu, beta=1.702),
+        partial(_silu_gradients, beta=1.702),
+        slope=1.702,
+    ),
+    Member(
+        "silu of a negative beta",
+        partial(silu, beta=-0.7),
+        partial(SiLU, beta=-0.7),
+        lambda x: x * torch.sigmoid(-0.7 * x),
+        ("silu", "silu_backward"),
+        {"matrix": ((3, 6),), "image": ((2, 3, 4, 5),)},
+        partial(_silu, beta=-0.7),
+        partial(_silu_gradients, beta=-0.7),
+        slope=-0.7,
     ),
     Member(
         "sigmoid_gate",
@@ -182,6 +261,7 @@ MEMBERS = [
             "per pixel": ((2, 3, 8, 9), (2, 1, 8, 9)),
             "per feature": ((3, 6), (6,)),
             "per row": ((3, 6), (3, 1)),
+            "per head": ((5, 3, 130), (5, 3, 1)),
             "per sample and feature": ((2, 9, 15), (2, 1, 15)),
             "one number": ((3, 6), ()),
             "one number of two dimensions": ((3, 6), (1, 1)),
@@ -209,6 +289,31 @@ MEMBERS = [
         _swiglu,
         _swiglu_gradients,
         -1,
+    ),
+    Member(
+        "clamped swiglu",
+        CLAMPED.ours,
+        partial(SwiGLU, **CLAMPED._asdict()),
+        CLAMPED.theirs,
+        ("swiglu", "swiglu_backward"),
+        {"matrix": ((3, 6), (3, 6)), "image": ((2, 3, 4, 5), (2, 3, 4, 5))},
+        CLAMPED.exact,
+        CLAMPED.exact_gradients,
+        slope=CLAMPED.alpha,
+    ),
+    Member(
+        "interleaved swiglu",
+        partial(CLAMPED.ours, interleaved=True),
+        partial(SwiGLU, **CLAMPED._asdict(), interleaved=True),
+        CLAMPED.interleaved,
+        ("swiglu", "swiglu_backward"),
+        {"matrix": ((3, 6),), "vector": ((4,),), "image": ((2, 3, 4, 6),)},
+        CLAMPED.exact,
+        CLAMPED.exact_gradients,
+        -1,
+        interleaved=True,
+        slope=CLAMPED.alpha,
+        kernels_of_pairs=("interleaved_swiglu", "interleaved_swiglu_backward"),
     ),
     _glu(-1, {"matrix": ((3, 6),), "vector": ((4,),), "image": ((2, 3, 4, 6),)}),
     _glu(1, {"matrix": ((3, 6),), "image": ((2, 4, 8, 9),), "one image": ((1, 4, 6, 7),)}),

@@ -41,7 +41,7 @@ class Kernel:
     misaligned_outputs: bool = False
 
     def bytes_per_element(self, dtype: torch.dtype) -> float:
-        """What it reads and writes, all operands having one dtype."""
+        """What it reads and writes, all operands having one dtype, but for pairs."""
         return (self.inputs + self.outputs) * dtype.itemsize
 
     def max_registers(self, dtype: torch.dtype) -> int | None:
@@ -62,6 +62,29 @@ class Kernel:
         sums = meta((2**10,), torch.float64 if dtype == torch.float64 else torch.float32) if self.summed else None
         scale = 2**62 if self.scaled else None
         return scalars, inputs, outputs, sums, self.n_elements, zero, scale, self.formula, constants, block_size
+
+
+@dataclass(frozen=True)
+class PairKernel(Kernel):
+    """One whose last input is a tensor of interleaved pairs, read as integers; backward's output, too."""
+
+    def bytes_per_element(self, dtype: torch.dtype) -> float:
+        """What it reads and writes for each pair."""
+        pairs = 2 if self.formula is gates.interleaved_swiglu_backward else 1
+        return (self.inputs + self.outputs + pairs) * dtype.itemsize
+
+    def max_registers(self, dtype: torch.dtype) -> int | None:
+        """As ``launch`` has it compiled, by the bytes of an output's element."""
+        return max_registers(self.arguments(dtype)[2][0].element_size(), self.inputs)
+
+    def arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        """As ``launch`` passes them."""
+        one, pair = meta((self.n_elements,), dtype), meta((self.n_elements,), gates.PAIRS[dtype.itemsize])
+        backward = self.formula is gates.interleaved_swiglu_backward
+        inputs, outputs = ((one, pair), (pair,)) if backward else ((pair,), (one,))
+        constants = (*self.constants(dtype), gates.TRITON_DTYPES[dtype])
+        block_size = BLOCK_SIZES[outputs[0].element_size()]
+        return (), inputs, outputs, None, self.n_elements, None, None, self.formula, constants, block_size
 
 
 @dataclass(frozen=True)
@@ -123,6 +146,15 @@ def _is_wide(dtype: torch.dtype) -> bool:
     return dtype.itemsize > 2
 
 
+def _plain(dtype: torch.dtype) -> tuple[Any, ...]:
+    """swiglu's alpha, limit (-1 is none) and up_offset without any."""
+    return 1.0, -1.0, 0.0
+
+
+def _gpt_oss(dtype: torch.dtype) -> tuple[Any, ...]:
+    return 1.702, 7.0, 1.0
+
+
 SIGMOID: tuple[Kernel, ...] = (
     Kernel("forward", sigmoid.sigmoid, scalars=0, inputs=1, outputs=1),
     Kernel("backward", sigmoid.sigmoid_backward, scalars=0, inputs=2, outputs=1),
@@ -134,21 +166,36 @@ SIGMOID: tuple[Kernel, ...] = (
 )
 
 FAMILY: tuple[Kernel | TiledKernel, ...] = (
-    Kernel("silu", gates.silu, scalars=0, inputs=1, outputs=1),
-    Kernel("silu backward", gates.silu_backward, scalars=0, inputs=2, outputs=1),
+    Kernel("silu", gates.silu, scalars=0, inputs=1, outputs=1, constants=lambda dtype: (1.0,)),
+    Kernel("silu backward", gates.silu_backward, scalars=0, inputs=2, outputs=1, constants=lambda dtype: (1.0,)),
+    Kernel("quick_gelu", gates.silu, scalars=0, inputs=1, outputs=1, constants=lambda dtype: (1.702,)),
+    Kernel(
+        "quick_gelu backward", gates.silu_backward, scalars=0, inputs=2, outputs=1, constants=lambda dtype: (1.702,)
+    ),
     Kernel("gate", gates.sigmoid_gate, scalars=0, inputs=2, outputs=1),
     Kernel("gate backward", gates.sigmoid_gate_backward, scalars=0, inputs=3, outputs=2),
     Kernel("gate backward to gate", gates.sigmoid_gate_backward_to_gate, scalars=0, inputs=3, outputs=1),
-    Kernel("swiglu", gates.swiglu, scalars=0, inputs=2, outputs=1),
-    Kernel("swiglu backward", gates.swiglu_backward, scalars=0, inputs=3, outputs=2),
+    Kernel("swiglu", gates.swiglu, scalars=0, inputs=2, outputs=1, constants=_plain),
+    Kernel("swiglu backward", gates.swiglu_backward, scalars=0, inputs=3, outputs=2, constants=_plain),
+    Kernel("gpt-oss swiglu", gates.swiglu, scalars=0, inputs=2, outputs=1, constants=_gpt_oss),
+    Kernel("gpt-oss swiglu backward", gates.swiglu_backward, scalars=0, inputs=3, outputs=2, constants=_gpt_oss),
+    PairKernel("interleaved swiglu", gates.interleaved_swiglu, scalars=0, inputs=1, outputs=1, constants=_gpt_oss),
+    PairKernel(
+        "interleaved swiglu backward",
+        gates.interleaved_swiglu_backward,
+        scalars=0,
+        inputs=2,
+        outputs=1,
+        constants=_gpt_oss,
+    ),
     Kernel("logsigmoid", losses.logsigmoid, scalars=0, inputs=1, outputs=1),
     Kernel("logsigmoid backward", losses.logsigmoid_backward, scalars=0, inputs=2, outputs=1),
     Kernel("BCE", losses.bce, 0, 2, 0, lambda dtype: (False, False, _is_wide(dtype)), summed=True),
     Kernel("BCE backward", losses.bce_backward, 1, 2, 1, lambda dtype: (False, False), scaled=True),
     Kernel("focal", losses.focal, 0, 2, 0, lambda dtype: (0.25, 2.0, _is_wide(dtype)), summed=True),
     Kernel("focal backward", losses.focal_backward, 1, 2, 1, lambda dtype: (0.25, 2.0), scaled=True),
-    TiledKernel("packed swiglu", gates.swiglu, partial(_packed, backward=False)),
-    TiledKernel("packed swiglu backward", gates.swiglu_backward, partial(_packed, backward=True)),
+    TiledKernel("packed swiglu", gates.swiglu, partial(_packed, backward=False), constants=_plain),
+    TiledKernel("packed swiglu backward", gates.swiglu_backward, partial(_packed, backward=True), constants=_plain),
     TiledKernel("glu", gates.sigmoid_gate, partial(_packed, backward=False)),
     TiledKernel("glu backward", gates.sigmoid_gate_backward, partial(_packed, backward=True)),
     TiledKernel("channel gate", gates.sigmoid_gate, partial(_channels, backward=False, channels_last=False)),

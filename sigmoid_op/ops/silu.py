@@ -1,5 +1,6 @@
-"""``silu``: x · σ(x), also known as swish."""
+"""``silu``: x · σ(βx), for β = 1 also known as swish; ``quick_gelu`` for β = 1.702."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,51 +9,76 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from sigmoid_op import dispatch
+from sigmoid_op._torch import scripts_as
 from sigmoid_op.ops import shared
+from sigmoid_op.ops.arguments import check_number
 from sigmoid_op.ops.shared import kernels
 
 
-def _gradient(grad_out: Tensor, x: Tensor) -> Tensor:
-    s, s_minus = shared.both_sides(x)
-    return grad_out * (s * (1 + x * s_minus))
+def _op(x: Tensor, beta: float) -> Tensor:
+    return F.silu(x) if beta == 1 else x * torch.sigmoid(beta * x)
 
 
-def _forward(x: Tensor) -> Tensor:
-    out = None if dispatch.is_watched() else kernels.gates.launch_silu(x)
-    return F.silu(x) if out is None else out
+def _form(input: Tensor, inplace: bool = False, beta: float = 1.0) -> Tensor:
+    """``silu`` in PyTorch's operators."""
+    if beta == 1.0:
+        return F.silu(input, inplace=inplace)
+    if not inplace:
+        return input * torch.sigmoid(beta * input)
+    if input.requires_grad and torch.is_grad_enabled():
+        x = input.clone()  # for backward, as F.silu keeps one
+        return input.copy_(x * torch.sigmoid(beta * x))
+    return input.mul_(torch.sigmoid(beta * input))
+
+
+def _gradient(grad_out: Tensor, x: Tensor, beta: float) -> Tensor:
+    s, s_minus = shared.both_sides(beta * x)
+    return grad_out * (s * (1 + x * (beta * s_minus)))
+
+
+def _forward(x: Tensor, beta: float) -> Tensor:
+    out = None if dispatch.is_watched() else kernels.gates.launch_silu(x, beta)
+    return _op(x, beta) if out is None else out
 
 
 class SiLUFunction(Function):
-    """silu with its fused gradient. Saved for backward: the input."""
+    """x · σ(βx) with its fused gradient. Saved for backward: the input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, beta: float) -> Tensor:
         shared.save(ctx, x)
-        return _forward(x)
+        ctx.beta = beta
+        return _forward(x, beta)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None) -> Tensor | None:
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, None]:
         if grad_out is None:
-            return None
+            return None, None
         (x,) = ctx.saved_tensors
         grad_in: Tensor | None = None
         if dispatch.reads(grad_out, x):
-            grad_in = kernels.gates.launch_silu_backward(grad_out, x)
-        return shared.by_operators(_gradient, grad_out, x) if grad_in is None else grad_in
+            grad_in = kernels.gates.launch_silu_backward(grad_out, x, ctx.beta)
+        if grad_in is None:
+            grad_in = shared.by_operators(partial(_gradient, beta=ctx.beta), grad_out, x)
+        return grad_in, None
 
 
-def silu(input: Tensor, inplace: bool = False) -> Tensor:
+@scripts_as(_form)
+def silu(input: Tensor, inplace: bool = False, *, beta: float = 1.0) -> Tensor:
     r"""Apply the sigmoid linear unit to each element: a drop-in for :func:`torch.nn.functional.silu`.
 
-    .. math:: \text{silu}(x) = x \, \sigma(x), \qquad \text{silu}'(x) = \sigma(x) \, (1 + x \, \sigma(-x))
+    .. math:: \text{silu}(x) = x \, \sigma(\beta x), \qquad
+        \text{silu}'(x) = \sigma(\beta x) \, (1 + \beta x \, \sigma(-\beta x))
 
-    A large dense CUDA tensor of float16, bfloat16, float32 or float64 takes a fused Triton kernel; everything else, and
-    every call with ``inplace``, goes to PyTorch. Where σ is subnormal, in float32 and bfloat16 below x = -87, out lacks
-    digits, too; PyTorch's float32 result is 0 from x = -88.7 on.
+    A large dense CUDA tensor of float16, bfloat16, float32 or float64 takes a fused Triton kernel, compiled for each
+    ``beta``; everything else, and every call with ``inplace``, goes to PyTorch: for a ``beta`` other than 1 that is
+    ``input * torch.sigmoid(beta * input)``, three launches. Where σ is subnormal, in float32 and bfloat16 below
+    βx = -87, out lacks digits, too; PyTorch's float32 result is 0 from x = -88.7 on.
 
     Args:
         input: a tensor of any shape that ``F.silu`` takes.
         inplace: whether to overwrite ``input``.
+        beta: a finite number, the slope of σ; it is not trained.
 
     Returns:
         a tensor of the shape, dtype and device of ``input``.
@@ -60,27 +86,79 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
     Saved for backward: ``input``, as PyTorch does.
 
     Raises:
-        whatever ``F.silu`` raises for the same arguments.
+        TypeError: for a ``beta`` that is no Python number, such as a tensor.
+        ValueError: for one that is not finite.
+        Otherwise whatever ``F.silu`` raises for the same arguments.
 
-    Source: S. Elfwing, E. Uchibe, K. Doya, *Sigmoid-Weighted Linear Units*, 2017.
+    Source: S. Elfwing, E. Uchibe, K. Doya, *Sigmoid-Weighted Linear Units*, 2017; P. Ramachandran, B. Zoph, Q. Le,
+    *Searching for Activation Functions*, 2017, for β.
     """
-    if torch.jit.is_scripting():
-        return F.silu(input, inplace=inplace)
-    if not inplace and dispatch.AVAILABLE and dispatch.takes("silu", input):
-        out: Tensor = SiLUFunction.apply(input) if dispatch.records(input) else _forward(input)
+    check_number("beta", beta)
+    if not inplace and dispatch.AVAILABLE and dispatch.takes("silu" if beta == 1 else "quick_gelu", input):
+        out: Tensor = SiLUFunction.apply(input, beta) if dispatch.records(input) else _forward(input, beta)
         return out
-    return F.silu(input, inplace=inplace)
+    return _form(input, inplace, beta)
+
+
+def quick_gelu(input: Tensor) -> Tensor:
+    r"""Approximate GELU by σ, as CLIP does: ``input * torch.sigmoid(1.702 * input)`` in one pass over memory.
+
+    .. math:: \text{quick\_gelu}(x) = x \, \sigma(1.702 \, x)
+
+    It is :func:`sigmoid_op.silu` with ``beta=1.702``; see there for dtypes and kernels.
+
+    Args:
+        input: a floating-point tensor of any shape.
+
+    Returns:
+        a tensor of the shape, dtype and device of ``input``.
+
+    Saved for backward: ``input``.
+
+    Raises:
+        whatever ``input * torch.sigmoid(1.702 * input)`` raises.
+
+    Source: D. Hendrycks, K. Gimpel, *Gaussian Error Linear Units*, 2016.
+    """
+    return silu(input, beta=1.702)
 
 
 class SiLU(nn.SiLU):
     r"""Apply the sigmoid linear unit to each element: a drop-in for :class:`torch.nn.SiLU`.
 
-    .. math:: \text{SiLU}(x) = x \, \sigma(x)
+    .. math:: \text{SiLU}(x) = x \, \sigma(\beta x)
 
     See :func:`sigmoid_op.silu`.
 
     Args:
         inplace: whether to overwrite the input, which PyTorch's operator does.
+        beta: a finite number, the slope of σ.
+
+    Shape:
+        - Input: any
+        - Output: that of the input
+    """
+
+    __constants__ = ["inplace", "beta"]  # noqa: RUF012  # as in nn.SiLU
+    beta: float = 1.0  # on the class too, for modules that were made as nn.SiLU
+
+    def __init__(self, inplace: bool = False, *, beta: float = 1.0) -> None:
+        super().__init__(inplace)
+        check_number("beta", beta)
+        self.beta = beta
+
+    def forward(self, input: Tensor) -> Tensor:
+        return silu(input, self.inplace, beta=self.beta)
+
+    def extra_repr(self) -> str:
+        beta = "" if self.beta == 1 else f"beta={self.beta}"
+        return ", ".join(filter(None, (super().extra_repr(), beta)))
+
+
+class QuickGELU(nn.Module):
+    r"""Approximate GELU by σ: the module form of :func:`sigmoid_op.quick_gelu`.
+
+    .. math:: \text{QuickGELU}(x) = x \, \sigma(1.702 \, x)
 
     Shape:
         - Input: any
@@ -88,4 +166,4 @@ class SiLU(nn.SiLU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return silu(input, self.inplace)
+        return quick_gelu(input)

@@ -51,6 +51,10 @@ FAMILY_BUDGETS: dict[str, tuple[float, float]] = {
     "silu, float32": (25.88, 1),
     "silu backward, bfloat16": (18.38, 2),
     "silu backward, float32": (32.38, 1),
+    "quick_gelu, bfloat16": (11.07, 2),
+    "quick_gelu, float32": (32.88, 1),
+    "quick_gelu backward, bfloat16": (19.44, 2),
+    "quick_gelu backward, float32": (40.32, 1),
     "gate, bfloat16": (11.32, 2),
     "gate, float32": (26.32, 1),
     "gate backward, bfloat16": (20.44, 2),
@@ -62,6 +66,12 @@ FAMILY_BUDGETS: dict[str, tuple[float, float]] = {
     "swiglu backward, bfloat16": (23.44, 2),
     "swiglu backward, float32": (36.07, 1),
     "logsigmoid, bfloat16": (14.13, 1),
+    "gpt-oss swiglu, bfloat16": (17.38, 2),
+    "gpt-oss swiglu, float32": (38.32, 1),
+    "gpt-oss swiglu backward, bfloat16": (32.94, 2),
+    "gpt-oss swiglu backward, float32": (53.82, 1),
+    "interleaved swiglu, bfloat16": (17.32, 2),
+    "interleaved swiglu, float32": (38.19, 1),
     "logsigmoid, float32": (36.94, 1),
     "logsigmoid backward, bfloat16": (12.32, 2),
     "logsigmoid backward, float32": (28.38, 1),
@@ -78,12 +88,15 @@ FAMILY_BUDGETS: dict[str, tuple[float, float]] = {
     "glu backward, bfloat16": (25.0, 2),
     "glu backward, float32": (38.5, 1),
 }
-# And for those that sum, or read one number for many: these accesses are narrow, and threads of a program meet.
+# And for those that sum, or read one number for many: these accesses are narrow, and threads of a program meet. So they
+# do for interleaved gradients: grad_out is read in runs of 16 bytes, to be written in runs of 32.
 MEETING_BUDGETS: dict[str, tuple[float, float]] = {
     "BCE, bfloat16": (20.75, 1),
     "BCE, float32": (44.19, 1),
     "focal, bfloat16": (30.82, 2),
     "focal, float32": (51.69, 1),
+    "interleaved swiglu backward, bfloat16": (36.63, 2),
+    "interleaved swiglu backward, float32": (56.63, 1),
     "channel gate, bfloat16": (6.19, 0.125),
     "channel gate, float32": (5.94, 0.0625),
     "channel gate backward, bfloat16": (14.13, 0.125),

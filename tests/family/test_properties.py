@@ -43,12 +43,14 @@ def _assert_close(result: Tensor, expected: Tensor, ulps: float) -> None:
 @given(pairs())
 @properties
 def test_halves_of_one_tensor_are_two_tensors(kernel_route: Route, pair: tuple[Tensor, Tensor]) -> None:
-    """glu is sigmoid_gate of the halves, and packed swiglu is swiglu of them, whichever of them a kernel takes."""
+    """glu is sigmoid_gate of the halves, and packed swiglu is swiglu of them, side by side or interleaved."""
     first, second = (x.to(kernel_route.device) for x in pair)
     ulps = 2 * PRODUCT_ULPS[first.dtype]
     for dim in range(-1, first.dim()):
         _assert_close(glu(torch.cat([first, second], dim), dim), sigmoid_gate(first, second), ulps)
     _assert_close(swiglu(torch.cat([first, second], -1)), swiglu(first, second), ulps)
+    interleaved = torch.stack([first, second], -1).flatten(-2)
+    _assert_close(swiglu(interleaved, interleaved=True), swiglu(first, second), ulps)
 
 
 @given(pairs())
@@ -71,3 +73,20 @@ def test_silu_is_odd_but_for_x(kernel_route: Route, pair: tuple[Tensor, Tensor])
     assert bool(((both - x.double()).abs() <= 2 * PRODUCT_ULPS[x.dtype] * ulp_of(x.double(), x.dtype)).all())
     _assert_close(sigmoid_gate(x, x), silu(x), 2 * PRODUCT_ULPS[x.dtype])
     _assert_close(sigmoid_gate(torch.ones_like(x), x), sigmoid(x), PRODUCT_ULPS[x.dtype])
+
+
+@given(pairs(), st.sampled_from([-4.0, -0.5, 0.25, 2.0]))
+@properties
+def test_a_slope_scales_x(kernel_route: Route, pair: tuple[Tensor, Tensor], beta: float) -> None:
+    """β·silu(x, beta=β) = silu(βx), and a power of two rounds nothing."""
+    x = pair[0].to(kernel_route.device)
+    _assert_close(beta * silu(x, beta=beta), silu(beta * x), 2 * PRODUCT_ULPS[x.dtype])
+
+
+@given(pairs(), st.floats(0.5, 40))
+@properties
+def test_a_limit_clamps_the_operands(kernel_route: Route, pair: tuple[Tensor, Tensor], limit: float) -> None:
+    """swiglu with a limit is swiglu of what torch.clamp makes of the operands, bit for bit."""
+    gate, up = (x.to(kernel_route.device) for x in pair)
+    expected = swiglu(gate.clamp(max=limit), up.clamp(-limit, limit))
+    torch.testing.assert_close(swiglu(gate, up, limit=limit), expected, rtol=0, atol=0, equal_nan=True)

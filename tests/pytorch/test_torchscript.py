@@ -35,10 +35,11 @@ class Call:
 CALLS: dict[str, Call] = {
     "sigmoid": Call(("x",), {"out": "torch.empty_like(x)", "exact_grad": "True"}),
     "sigmoid_": Call(("x.clone()",)),
-    "silu": Call(("x",), {"inplace": "False"}),
-    "swiglu": Call(("x",), {"up": "y"}),
+    "silu": Call(("x",), {"inplace": "False", "beta": "1.5"}),
+    "quick_gelu": Call(("x",)),
+    "swiglu": Call(("x",), {"up": "y", "alpha": "1.702", "limit": "2.5", "up_offset": "1.0", "interleaved": "False"}),
     "glu": Call(("x",), {"dim": "0"}),
-    "sigmoid_gate": Call(("x", "y")),
+    "sigmoid_gate": Call(("x", "y"), {"out": "torch.empty_like(x)"}),
     "logsigmoid": Call(("x",)),
     "binary_cross_entropy_with_logits": Call(
         ("x", "y"),

@@ -323,8 +323,8 @@ def test_kernels_are_for_cuda(cuda: str | None, hip: str | None) -> None:
 
 def test_public_names() -> None:
     """What the package offers is what it says, and no more."""
-    classes = ["BCEWithLogitsLoss", "GLU", "LogSigmoid", "SiLU", "Sigmoid", "SigmoidFocalLoss", "SigmoidFunction"]
-    classes += ["SigmoidGate", "SwiGLU"]
-    functions = ["binary_cross_entropy_with_logits", "convert", "enable", "glu", "logsigmoid", "revert", "sigmoid"]
-    functions += ["sigmoid_", "sigmoid_focal_loss", "sigmoid_gate", "silu", "swiglu"]
+    classes = ["BCEWithLogitsLoss", "GLU", "LogSigmoid", "QuickGELU", "SiLU", "Sigmoid", "SigmoidFocalLoss"]
+    classes += ["SigmoidFunction", "SigmoidGate", "SwiGLU"]
+    functions = ["binary_cross_entropy_with_logits", "convert", "enable", "glu", "logsigmoid", "quick_gelu", "revert"]
+    functions += ["sigmoid", "sigmoid_", "sigmoid_focal_loss", "sigmoid_gate", "silu", "swiglu"]
     assert sorted(sigmoid_op.__all__) == classes + functions
