@@ -17,6 +17,7 @@ from sigmoid_op import (
     dispatch,
     glu,
     logsigmoid,
+    quick_gelu,
     sigmoid,
     sigmoid_focal_loss,
     sigmoid_gate,
@@ -128,6 +129,14 @@ def with_pos_weight(n: int, randn: Form) -> Operands:
     return logits, labels, torch.full_like(logits[0], 3.0)
 
 
+def projected_heads(n: int, randn: Form) -> Operands:
+    """A third of a fused projection's rows in heads of 128, and a gate for each head from the same rows."""
+    n_rows, width = rows(n)
+    heads = max(width // 128, 1)
+    projection = randn(n_rows, 3 * width + heads)
+    return projection[:, :width].unflatten(1, (heads, -1)), projection[:, 3 * width :, None]
+
+
 def _pytorch_gate(x: Tensor, gate: Tensor) -> Tensor:
     return x * torch.sigmoid(gate)
 
@@ -138,6 +147,19 @@ def _pytorch_swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def _pytorch_packed_swiglu(x: Tensor) -> Tensor:
     return _pytorch_swiglu(*x.chunk(2, -1))
+
+
+# gpt-oss's expert activation, whose weights interleave the columns of gate and up.
+_gpt_oss = partial(swiglu, alpha=1.702, limit=7.0, up_offset=1.0, interleaved=True)
+
+
+def _pytorch_gpt_oss(x: Tensor) -> Tensor:
+    gate, up = x[..., ::2].clamp(max=7.0), x[..., 1::2].clamp(-7.0, 7.0)
+    return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+
+
+def _pytorch_quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
 
 
 def _bce(form: Form) -> Form:
@@ -157,10 +179,16 @@ OPS: tuple[Op, ...] = (
        (1, 1), (2, 4), n_gradients=2, goal=1.6, multiple=4),
     Op("sigmoid_gate, SE channels_last", "sigmoid_gate", "gate", channels_last_and_gate, sigmoid_gate, _pytorch_gate,
        (2, 3), (2, 6), (1, 2), (2, 4), n_gradients=2, goal=1.6, multiple=4),
+    Op("sigmoid_gate, heads", "sigmoid_gate", "gate", projected_heads, sigmoid_gate, _pytorch_gate, (2, 3), (2, 6),
+       (1, 1), (2, 4), n_gradients=2, goal=1.6),
     Op("silu", "silu", "silu", one, silu, F.silu, (2, 3), (2, 3), (1, 1), (1, 1), others=others.SILU),
+    Op("quick_gelu", "quick_gelu", "quick_gelu", one, quick_gelu, _pytorch_quick_gelu, (2, 3), (7, 14), (1, 1), (3, 5),
+       goal=1.6),
     Op("swiglu", "swiglu", "swiglu", two, swiglu, _pytorch_swiglu, (3, 5), (5, 9), (1, 1), (2, 3),
        n_gradients=2, goal=1.6, others=others.SWIGLU),
     Op("swiglu, packed", "swiglu", "swiglu", packed, swiglu, _pytorch_packed_swiglu, (3, 5), (5, 13), (1, 1), (2, 4),
+       goal=1.6),
+    Op("swiglu, gpt-oss", "swiglu", "swiglu", packed, _gpt_oss, _pytorch_gpt_oss, (3, 5), (16, 41), (1, 1), (7, 18),
        goal=1.6),
     Op("glu", "glu", "glu", packed, glu, F.glu, (3, 5), (3, 5), (1, 1), (1, 1), others=others.GLU),
     Op("glu, dim=1", "glu", "glu", packed_channels, partial(glu, dim=1), partial(F.glu, dim=1), (3, 5), (3, 5),

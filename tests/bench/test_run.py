@@ -67,7 +67,8 @@ def test_every_op_is_measured_and_reported(
         (row.name, pass_, WALL, "torch") for row in OPS for pass_ in (FORWARD, BOTH)
     ]
     for m in found.measurements:
-        forms = {OURS, TORCH, COPY} if m.case["op"] in ("sigmoid", "silu", "logsigmoid") else {OURS, TORCH}
+        has_copy = m.case["op"] in ("sigmoid", "silu", "quick_gelu", "logsigmoid")
+        forms = {OURS, TORCH, COPY} if has_copy else {OURS, TORCH}
         assert {name: len(samples) for name, samples in m.samples_ns.items()} == dict.fromkeys(forms, 3)
     printed = capsys.readouterr().out
     assert "no picture is drawn" in printed
@@ -115,8 +116,9 @@ def test_inputs_fit_any_size(row: Op, n_elements: int) -> None:
 
 KERNELS = {
     "sigmoid": "", "sigmoid_gate": "gate", "sigmoid_gate, SE": "channel gate",
-    "sigmoid_gate, SE channels_last": "channel gate NHWC", "silu": "silu", "swiglu": "swiglu",
-    "swiglu, packed": "packed swiglu", "glu": "glu", "glu, dim=1": "glu", "logsigmoid": "logsigmoid",
+    "sigmoid_gate, SE channels_last": "channel gate NHWC", "sigmoid_gate, heads": "channel gate", "silu": "silu",
+    "quick_gelu": "quick_gelu", "swiglu": "swiglu", "swiglu, packed": "packed swiglu",
+    "swiglu, gpt-oss": "interleaved swiglu", "glu": "glu", "glu, dim=1": "glu", "logsigmoid": "logsigmoid",
     "bce_with_logits": "BCE", "bce_with_logits, pos_weight": "BCE", "sigmoid_focal_loss": "focal",
 }  # fmt: skip
 

@@ -16,10 +16,10 @@ N_ELEMENTS = 2**18  # whole images, so that what is small is a small part
 every_row = pytest.mark.parametrize("row", OPS, ids=lambda row: row.name)
 
 
-def _elements(tensors: Any) -> int:
-    """In memory: an expanded dimension counts once."""
+def _elements(tensors: Any) -> float:
+    """In memory, as so many float32: an expanded dimension counts once, a pair of float32 as two, a bool as 1/4."""
     return sum(
-        math.prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride)
+        math.prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride) * x.element_size() / 4
         for x in tree_leaves(tensors)
         if isinstance(x, Tensor)
     )
@@ -30,7 +30,7 @@ class EagerOperators(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.moved: list[int] = []  # by each
+        self.moved: list[float] = []  # by each
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -47,7 +47,7 @@ class EagerOperators(TorchDispatchMode):
         return out
 
 
-def _count(row: Op, form: Form, device: str, moved: list[int]) -> tuple[Pair, Pair]:
+def _count(row: Op, form: Form, device: str, moved: list[float]) -> tuple[Pair, Pair]:
     """Launches, and elements moved per element, forward and backward; ``moved`` grows by one number a launch."""
     operands = row.operands(N_ELEMENTS, torch.float32, torch.device(device))
     leaves = [x.requires_grad_() for x in operands[: row.n_gradients]]
@@ -70,6 +70,6 @@ def test_pytorch(row: Op) -> None:
 @every_row
 def test_ours(kernel_route: Route, row: Op, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what our kernels do: each operand is moved once. Sums, one number a block, are rounded away."""
-    moved: list[int] = []
+    moved: list[float] = []
     replace_launches(monkeypatch, lambda kernel, programs, args, *_: moved.append(_elements(args)))
     assert _count(row, row.ours, kernel_route.device, moved) == (row.launches, row.moved)
