@@ -19,47 +19,48 @@ from tests.ulp import FLOAT_DTYPES
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_dense_floats_take_the_kernel(kernel_route: Route, launches: list[str], dtype: torch.dtype) -> None:
-    """Forward in each of four dtypes, out of place and in place, launches our kernel once."""
+    """Out of place, in place and recorded; where no gradient is recorded, none is prepared for."""
     x = torch.ones(3, 5, dtype=dtype, device=kernel_route.device)
     sigmoid(x)
     sigmoid_(x.t())
     sigmoid(x.requires_grad_())
-    assert launches == ["sigmoid"] * 3
-
-
-def test_the_function_has_no_threshold(
-    kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """``SigmoidFunction`` runs our kernels whatever the size, forward and backward: the benchmark times it for them."""
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(100))
-    SigmoidFunction.apply(torch.ones(5, device=kernel_route.device, requires_grad=True)).sum().backward()
-    assert launches == ["sigmoid", "sigmoid_backward"]
-
-
-def test_no_grad_costs_no_gradient(kernel_route: Route, launches: list[str]) -> None:
-    """Under no_grad a tensor that requires one is a plain tensor: in place by our kernel, and nothing for backward."""
-    x = torch.ones(5, device=kernel_route.device, requires_grad=True)
     with torch.no_grad():
         sigmoid(x, exact_grad=True)
         sigmoid_(x)
-    assert launches == ["sigmoid", "sigmoid"]
+    with torch.inference_mode():
+        assert sigmoid(x).is_inference()
+    assert launches == ["sigmoid"] * 6
 
 
-def test_small_tensors_take_torch(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Below the threshold torch.sigmoid's own kernel runs; at the threshold ours does."""
+def test_threshold(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller tensors take torch.sigmoid; ``SigmoidFunction``, which the benchmark times, has no threshold."""
     monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(100))
     sigmoid(torch.ones(99, device=kernel_route.device))
     assert launches == []
     sigmoid(torch.ones(100, device=kernel_route.device))
-    assert launches == ["sigmoid"]
+    SigmoidFunction.apply(torch.ones(5, device=kernel_route.device, requires_grad=True)).sum().backward()
+    assert launches == ["sigmoid", "sigmoid", "sigmoid_backward"]
+
+
+def _call_everything(x: Tensor) -> None:
+    sigmoid(x).sum().backward()
+    sigmoid(x, exact_grad=True).sum().backward()
+    SigmoidFunction.apply(x).sum().backward()
+    sigmoid_(x.detach())
 
 
 def test_the_fallback_launches_nothing(fallback: Route, launches: list[str]) -> None:
     """On the CPU no kernel runs unless the interpreter is asked for."""
-    x = torch.ones(5, requires_grad=True)
-    sigmoid(x).sum().backward()
-    SigmoidFunction.apply(x).sum().backward()
-    sigmoid_(torch.ones(3))
+    _call_everything(torch.ones(5, requires_grad=True))
+    assert launches == []
+
+
+def test_where_no_kernel_is_available_none_runs(
+    kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a PyTorch built for AMD the tensors are CUDA tensors, too: they are left to PyTorch."""
+    monkeypatch.setattr(dispatch, "AVAILABLE", False)
+    _call_everything(torch.ones(3, device=kernel_route.device, requires_grad=True))
     assert launches == []
 
 
@@ -138,43 +139,6 @@ def test_wrong_types(route: Route, bad: object, ours: Callable[..., Tensor], the
     assert str(raised.value) == str(expected.value)
 
 
-def test_in_place_on_integers(route: Route) -> None:
-    """An integer tensor cannot hold the result: torch's error, and the tensor is left as it was."""
-    x = torch.arange(3, device=route.device)
-    with pytest.raises(RuntimeError, match="result type Float can't be cast"):
-        sigmoid_(x)
-    assert x.tolist() == [0, 1, 2]
-
-
-def test_in_place_on_a_leaf(route: Route) -> None:
-    """A leaf that requires a gradient: torch's error, and the leaf is left as it was."""
-    x = torch.zeros(3, device=route.device, requires_grad=True)
-    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
-        sigmoid_(x)
-    assert x.tolist() == [0, 0, 0]
-
-
-def test_in_place_with_grad(route: Route) -> None:
-    """Inside a graph, ``sigmoid_`` is differentiated like ``sigmoid``, through views of views too."""
-    leaf = torch.randn(4, 4, device=route.device, requires_grad=True)
-    x = leaf * 1
-    sigmoid_(x[1:][:, 1:])
-    (grad,) = torch.autograd.grad(x.sum(), leaf)
-    expected = torch.ones_like(leaf)
-    s = torch.sigmoid(leaf.detach()[1:, 1:])
-    expected[1:, 1:] = s * (1 - s)
-    torch.testing.assert_close(grad, expected)
-
-
-@pytest.mark.parametrize("shape", [(3,), (0,)], ids=str)
-def test_out(route: Route, shape: tuple[int, ...]) -> None:
-    """``out=`` is written, resized where torch resizes it, and returned."""
-    x = torch.randn(3, device=route.device)
-    out = torch.empty(shape, device=route.device)
-    assert sigmoid(x, out=out) is out
-    torch.testing.assert_close(out, torch.sigmoid(x), rtol=0, atol=0)
-
-
 def test_out_errors(route: Route) -> None:
     """``out=`` of a dtype that cannot hold the result, and of a call that is differentiated, raise as in torch."""
     x = torch.randn(3, device=route.device)
@@ -228,29 +192,10 @@ def test_a_default_device_hides_nothing(kernel_route: Route, launches: list[str]
     assert launches == ["sigmoid", "silu"]
 
 
-def test_inference_mode(route: Route) -> None:
-    """Inference tensors, which have no version counter, work out of place and in place."""
-    with torch.inference_mode():
-        x = torch.zeros(3, device=route.device)
-        assert sigmoid(x).is_inference()
-        assert sigmoid_(x).tolist() == [0.5, 0.5, 0.5]
-
-
 def _run(code: str, **environment: str) -> None:
     """In a process of its own, where kernels are compiled and warnings are errors."""
     command, environment = [sys.executable, "-W", "error", "-c", code], compiling_environment() | environment
     subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
-
-
-def test_where_no_kernel_is_available_none_runs(
-    kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a PyTorch built for AMD the tensors are CUDA tensors, too: ``SigmoidFunction`` leaves them to PyTorch."""
-    monkeypatch.setattr(dispatch, "AVAILABLE", False)
-    x = torch.ones(3, device=kernel_route.device, requires_grad=True)
-    SigmoidFunction.apply(x).sum().backward()
-    sigmoid(x, exact_grad=True).sum().backward()
-    assert launches == []
 
 
 def test_import_needs_no_triton() -> None:
@@ -280,51 +225,35 @@ def test_works_where_triton_is_missing() -> None:
     _run(code, TRITON_INTERPRET="1")
 
 
-def test_interpreted_is_what_triton_takes_for_it() -> None:
-    """In whatever way TRITON_INTERPRET is spelled, Triton and we read the same."""
+def test_what_the_environment_says() -> None:
+    """Triton and we read TRITON_INTERPRET alike; SIGMOID_OP_MIN_ELEMENTS overrides every threshold; AMD has no kernels.
+
+    A threshold that is no number is refused, and the variable named in the error.
+    """
     code = (
-        "import importlib, os\n"
+        "import importlib, os, torch\n"
         "from sigmoid_op import dispatch\n"
         "from triton import knobs\n"
+        "for cuda, hip in (('13.0', None), (None, '7.0')):\n"
+        "    torch.version.cuda, torch.version.hip = cuda, hip\n"
+        "    assert importlib.reload(dispatch).AVAILABLE == (cuda is not None)\n"
         "for spelled in ('', '0', '1', '2', 'True', 'on', 'Y', 'yes', 'no'):\n"
         "    os.environ['TRITON_INTERPRET'] = spelled\n"
         "    assert importlib.reload(dispatch).INTERPRETED == knobs.runtime.interpret, spelled\n"
+        "os.environ['SIGMOID_OP_MIN_ELEMENTS'] = '12345'\n"
+        "assert set(importlib.reload(dispatch).MIN_ELEMENTS.values()) == {12345}\n"
+        "os.environ['SIGMOID_OP_MIN_ELEMENTS'] = '2^20'\n"
+        "importlib.reload(dispatch)\n"
     )
-    _run(code)
-
-
-def test_threshold_can_be_set_from_outside() -> None:
-    """SIGMOID_OP_MIN_ELEMENTS overrides the threshold."""
-    code = "from sigmoid_op import dispatch; assert set(dispatch.MIN_ELEMENTS.values()) == {12345}"
-    _run(code, SIGMOID_OP_MIN_ELEMENTS="12345")
-
-
-def test_a_threshold_that_is_no_number_is_refused() -> None:
-    """SIGMOID_OP_MIN_ELEMENTS is named in the error."""
     with pytest.raises(subprocess.CalledProcessError) as error:
-        _run("import sigmoid_op", SIGMOID_OP_MIN_ELEMENTS="2^20")
-    assert (
-        "ValueError: SIGMOID_OP_MIN_ELEMENTS must be a number of elements, such as 1048576; got '2^20'"
-        in error.value.stderr
-    )
-
-
-@pytest.mark.parametrize(("cuda", "hip"), [("13.0", None), (None, "7.0")])
-def test_kernels_are_for_cuda(cuda: str | None, hip: str | None) -> None:
-    """A PyTorch built for AMD never takes them: their accuracy there is not bounded."""
-    code = (
-        "import torch\n"
-        f"torch.version.cuda, torch.version.hip = {cuda!r}, {hip!r}\n"
-        "from sigmoid_op import dispatch\n"
-        f"assert dispatch.AVAILABLE == {cuda is not None}\n"
-    )
-    _run(code)
+        _run(code)
+    expected = "ValueError: SIGMOID_OP_MIN_ELEMENTS must be a number of elements, such as 1048576; got '2^20'"
+    assert error.value.stderr.splitlines()[-1] == expected
 
 
 def test_public_names() -> None:
     """What the package offers is what it says, and no more."""
-    classes = ["BCEWithLogitsLoss", "GLU", "LogSigmoid", "QuickGELU", "SiLU", "Sigmoid", "SigmoidFocalLoss"]
-    classes += ["SigmoidFunction", "SigmoidGate", "SwiGLU"]
-    functions = ["binary_cross_entropy_with_logits", "convert", "enable", "glu", "logsigmoid", "quick_gelu", "revert"]
-    functions += ["sigmoid", "sigmoid_", "sigmoid_focal_loss", "sigmoid_gate", "silu", "swiglu"]
-    assert sorted(sigmoid_op.__all__) == classes + functions
+    classes = "BCEWithLogitsLoss GLU LogSigmoid QuickGELU SiLU Sigmoid SigmoidFocalLoss SigmoidFunction SigmoidGate"
+    functions = "binary_cross_entropy_with_logits convert enable glu logsigmoid quick_gelu revert sigmoid sigmoid_"
+    functions += " sigmoid_focal_loss sigmoid_gate silu swiglu"
+    assert sorted(sigmoid_op.__all__) == [*classes.split(), "SwiGLU", *functions.split()]
