@@ -13,24 +13,31 @@ from sigmoid_op.override import enable
 from tests.conftest import kernels_from
 from tests.ulp import FORWARD_ULPS, assert_within_ulps, true_sigmoid
 
-
-@pytest.fixture
-def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(1))
-
-
 FORMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], AbstractContextManager[Any]]]] = {
     "sigmoid": (sigmoid, nullcontext),
     "enable": (torch.sigmoid, enable),
 }
-every_form = pytest.mark.parametrize("form", FORMS)
+pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("form", FORMS)]
 
 
-@pytest.mark.gpu
-@pytest.mark.usefixtures("every_size")
-@every_form
+@pytest.fixture(autouse=True)
+def _every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(1))
+
+
+def _assert_sigmoid(x: Tensor, out: Tensor) -> None:
+    s = true_sigmoid(x.detach())
+    assert out.device == x.device
+    assert x.grad is not None
+    assert_within_ulps(out.detach(), s, FORWARD_ULPS[x.dtype])
+    torch.testing.assert_close(x.grad.cpu().double(), s * (1 - s), rtol=0, atol=1e-6)
+
+
 def test_side_stream(launches: list[str], form: str) -> None:
-    """The kernels run on the current stream: behind slow work queued there, they see its result."""
+    """The kernels run on the current stream: behind slow work queued there, they see its result.
+
+    Those of the second call are prepared launches.
+    """
     function, context = FORMS[form]
     x = torch.zeros(2**20, device="cuda", requires_grad=True)
     stream = torch.cuda.Stream()
@@ -44,17 +51,11 @@ def test_side_stream(launches: list[str], form: str) -> None:
         out = function(x)
         out.sum().backward()
     stream.synchronize()
-    s = true_sigmoid(x.detach()[:1])
-    assert x.grad is not None
-    assert_within_ulps(out.detach(), s.expand(x.shape), FORWARD_ULPS[x.dtype])
-    torch.testing.assert_close(x.grad.cpu().double(), (s * (1 - s)).expand(x.shape), rtol=0, atol=1e-6)
+    _assert_sigmoid(x, out)
     assert launches == ["sigmoid", "sigmoid_backward"] * 2
 
 
-@pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
-@pytest.mark.usefixtures("every_size")
-@every_form
 def test_device_that_is_not_current(launches: list[str], form: str) -> None:
     """A tensor of the second GPU is computed there while the first is current, and stays so."""
     function, context = FORMS[form]
@@ -63,9 +64,5 @@ def test_device_that_is_not_current(launches: list[str], form: str) -> None:
         out = function(x)
         out.sum().backward()
         assert torch.cuda.current_device() == 0
-    s = true_sigmoid(x)
-    assert out.device == x.device
-    assert x.grad is not None
-    assert_within_ulps(out.detach(), s, FORWARD_ULPS[x.dtype])
-    torch.testing.assert_close(x.grad.cpu().double(), s * (1 - s), rtol=0, atol=1e-6)
+    _assert_sigmoid(x, out)
     assert launches == ["sigmoid", "sigmoid_backward"]
