@@ -1,6 +1,6 @@
 """Operands of one shape as batches of rows of columns: how the tiled template sees memory."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +23,7 @@ class Frame:
     steps: tuple[tuple[int, int | None, int | None], ...]
     order: tuple[int, ...]
     is_flat: bool  # one dense stretch of memory, the same for each operand
+    offsets: tuple[int | None, ...]  # of the first element, where that is not the tensor's
     tilings: dict[Any, Any] = field(default_factory=dict)  # how the tiled template cuts it, once it has
 
 
@@ -57,4 +58,33 @@ def frame(shape: tuple[int, ...], strides: tuple[Strides, ...]) -> Frame | None:
     steps = [[0] * len(strides)] * missing + steps
     of_operands = tuple((b, r or None, c or None) for b, r, c in zip(*steps, strict=True))
     is_flat = batch == rows == 1 and all(step[2] for step in of_operands)
-    return Frame((batch, rows, columns), of_operands, tuple(order), is_flat)
+    return Frame((batch, rows, columns), of_operands, tuple(order), is_flat, (None,) * len(strides))
+
+
+@lru_cache(maxsize=4096)
+def frame_of_halves(shape: tuple[int, ...], dim: int, halves: tuple[int | None, ...]) -> Frame | None:
+    """Operands of which some are the first or second half, 0 or 1, of a contiguous tensor of ``shape``.
+
+    The others, None, are contiguous and as large as a half. None where no kernel serves, or the halves are dense, so
+    that the pointwise template serves better.
+    """
+    strides = _contiguous(shape)
+    half = half_of(shape, dim)
+    found = frame(half, tuple([_contiguous(half) if which is None else strides for which in halves]))
+    if found is None or found.is_flat:
+        return None
+    return replace(found, offsets=tuple(strides[dim] * half[dim] if which else None for which in halves), tilings={})
+
+
+def half_of(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    """``shape`` with half the size along ``dim``."""
+    sizes = list(shape)
+    sizes[dim] //= 2
+    return tuple(sizes)
+
+
+def _contiguous(shape: tuple[int, ...]) -> Strides:
+    steps = [1]
+    for size in reversed(shape[1:]):
+        steps.append(steps[-1] * size)
+    return tuple(reversed(steps))

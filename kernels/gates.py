@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .elementwise import frame_of, in_order_of, write, write_gradient
+from .frame import frame_of_halves, half_of
 from .intrinsics import fma, round_to, widen
 from .pointwise import empty_output
 from .scalar import both_sides, sigmoid_of
@@ -262,7 +263,7 @@ def launch_gate_backward(grad_out: Tensor, x: Tensor, gate: Tensor, *, to_x: boo
 
 def launch_glu(x: Tensor, dim: int) -> Tensor | None:
     """out = a · σ(b) of the halves a and b of ``x`` along ``dim``, read in place. Moves 3 bytes per byte of ``out``."""
-    return _result(sigmoid_gate, *x.chunk(2, dim))
+    return _packed_result(sigmoid_gate, x, dim)
 
 
 def launch_glu_backward(grad_out: Tensor, x: Tensor, dim: int) -> Tensor | None:
@@ -318,7 +319,7 @@ def launch_packed_swiglu(
     if constants is None:
         return None
     if not interleaved:
-        return _result(swiglu, *x.chunk(2, -1), constants=constants)
+        return _packed_result(swiglu, x, -1, constants)
     pairs = _pairs(x)
     if pairs is None:
         return _result(swiglu, *_columns(x), constants=constants)
@@ -383,9 +384,25 @@ def _result(formula: Any, first: Tensor, *others: Tensor, constants: tuple[Any, 
     return out if write(formula, (first, *others), (out,), constants=constants) else None
 
 
+def _packed_result(formula: Any, x: Tensor, dim: int, constants: tuple[Any, ...] = ()) -> Tensor | None:
+    """Of the halves of ``x``, without making a view of either where it is contiguous."""
+    if x.is_contiguous():
+        layout = frame_of_halves(x.shape, dim, (None, 0, 1))
+        if layout is not None:
+            out = torch.empty(half_of(x.shape, dim), dtype=x.dtype, device=x.device)
+            launch_tiled(formula, (), (x, x), (out,), layout, constants)
+            return out
+    return _result(formula, *x.chunk(2, dim), constants=constants)
+
+
 def _packed_gradient(
     formula: Any, grad_out: Tensor, x: Tensor, dim: int, constants: tuple[Any, ...] = ()
 ) -> Tensor | None:
     grad_x = empty_output(x)
+    if x.is_contiguous() and grad_out.is_contiguous():
+        layout = frame_of_halves(x.shape, dim, (0, 1, None, 0, 1))
+        if layout is not None:
+            launch_tiled(formula, (), (grad_out, x, x), (grad_x, grad_x), layout, constants)
+            return grad_x
     written = write_gradient(formula, grad_out, x.chunk(2, dim), grad_x.chunk(2, dim), constants)
     return grad_x if written else None

@@ -22,9 +22,11 @@ COLUMNS_OF_SUMMED_ROWS = 64
 
 
 @triton.jit
-def _pointers(pointer, steps, batch, row, column):
+def _pointers(pointer, offset, steps, batch, row, column):
     """The addresses of a tile; of one column, or one row, where the operand is broadcast along the other side."""
     batch_step, row_step, column_step = steps
+    if offset is not None:
+        pointer += offset
     pointer += batch * batch_step
     if row_step is not None:
         pointer += row * row_step
@@ -35,9 +37,9 @@ def _pointers(pointer, steps, batch, row, column):
 
 @triton.jit
 def _load(operand, batch, row, column, row_mask, column_mask, FULL: tl.constexpr):
-    pointer, steps = operand
+    pointer, offset, steps = operand
     _, row_step, column_step = steps
-    pointers = _pointers(pointer, steps, batch, row, column)
+    pointers = _pointers(pointer, offset, steps, batch, row, column)
     if FULL or (row_step is None and column_step is None):
         return tl.load(pointers)
     elif column_step is None:
@@ -54,6 +56,7 @@ def _tile(
     inputs,
     outputs,
     sums,
+    offsets,
     steps,
     sizes,
     place,
@@ -77,7 +80,7 @@ def _tile(
     results = apply(formula, uniform + loaded, constants)
     for i in tl.static_range(len(outputs)):
         rounded = round_to(results[i], outputs[i].dtype.element_ty)
-        tl.store(_pointers(outputs[i], steps[i], batch, row, column), rounded, mask=None if FULL else mask)
+        tl.store(_pointers(outputs[i], offsets[i], steps[i], batch, row, column), rounded, mask=None if FULL else mask)
     if sums is not None:
         addends = tl.broadcast_to(results[len(outputs)], (ROWS, COLUMNS))
         if not FULL:
@@ -98,6 +101,7 @@ def tiled_kernel(
     inputs,
     outputs,
     sums,
+    offsets,
     steps,
     n_rows: tl.int64,
     n_columns: tl.int64,
@@ -113,13 +117,14 @@ def tiled_kernel(
 ):
     """outputs[i] = formula(*scalars, *inputs)[i]; where ``sums`` is given, one more result is summed over AXIS.
 
-    ``inputs`` are pairs of a pointer and its steps, per batch, row and column; that of a row or a column is None where
-    the input is broadcast along it. ``steps`` are those of the outputs, by themselves, as Triton 3.6 cannot take the
-    ``len`` of a tuple that has a None within. ``sums`` lie in memory as [batch, tile, row] for AXIS 1, [batch, tile,
-    column] for AXIS 0, and one per program for None, both axes; ``scale`` is as in ``pointwise_kernel``. The host
-    counts the tiles: rounding up could overflow. WHOLE says that the columns are a multiple of 16, which keeps the
-    accesses of the last tile wide. The order of every addition is fixed, so that two runs give the same bits. A full
-    tile runs without masks, for the reason that ``pointwise_kernel`` gives.
+    ``inputs`` are a pointer each, with the offset of its first element (None: 0) and its steps, per batch, row and
+    column; that of a row or a column is None where the input is broadcast along it. ``offsets`` and ``steps`` are those
+    of the outputs, by themselves, as Triton 3.6 cannot take the ``len`` of a tuple that has a None within. ``sums`` lie
+    in memory as [batch, tile, row] for AXIS 1, [batch, tile, column] for AXIS 0, and one per program for None, both
+    axes; ``scale`` is as in ``pointwise_kernel``. The host counts the tiles: rounding up could overflow. WHOLE says
+    that the columns are a multiple of 16, which keeps the accesses of the last tile wide. The order of every addition
+    is fixed, so that two runs give the same bits. A full tile runs without masks, for the reason that
+    ``pointwise_kernel`` gives.
     """
     if WHOLE:
         n_columns = n_columns // 16 * 16
@@ -131,10 +136,40 @@ def tiled_kernel(
     sizes = (n_rows, n_columns, row_tiles, column_tiles)
     row_end, column_end = (row_tile.to(tl.int64) + 1) * ROWS, (column_tile.to(tl.int64) + 1) * COLUMNS
     if row_end <= n_rows and column_end <= n_columns:
-        _tile(scalars, inputs, outputs, sums, steps, sizes, place, scale, formula, constants, AXIS, ROWS, COLUMNS, True)
+        _tile(
+            scalars,
+            inputs,
+            outputs,
+            sums,
+            offsets,
+            steps,
+            sizes,
+            place,
+            scale,
+            formula,
+            constants,
+            AXIS,
+            ROWS,
+            COLUMNS,
+            True,
+        )
     else:
         _tile(
-            scalars, inputs, outputs, sums, steps, sizes, place, scale, formula, constants, AXIS, ROWS, COLUMNS, False
+            scalars,
+            inputs,
+            outputs,
+            sums,
+            offsets,
+            steps,
+            sizes,
+            place,
+            scale,
+            formula,
+            constants,
+            AXIS,
+            ROWS,
+            COLUMNS,
+            False,
         )
 
 
@@ -175,7 +210,7 @@ def _tiling(frame: Frame, itemsize: int, axis: int | None) -> Tiling:
     shapes = {0: (batch, row_tiles, n_columns), 1: (batch, column_tiles, n_rows), None: (1, programs, 1)}
     tile = (rows, columns, n_columns % 16 == 0)
     steps = tuple(kind(step) for of_operand in frame.steps for step in of_operand)
-    number = _kinds.setdefault((*tile, *steps), len(_kinds))
+    number = _kinds.setdefault((*tile, *steps, *map(kind, frame.offsets)), len(_kinds))
     return Tiling((n_rows, n_columns, row_tiles, column_tiles), tile, number, programs, shapes[axis])
 
 
@@ -193,10 +228,11 @@ def arguments(
 ) -> tuple[Any, ...]:
     """Those of :func:`tiled_kernel`."""
     n_outputs = len(outputs)
-    of_inputs = tuple(zip(inputs, frame.steps[n_outputs:], strict=True))
-    steps = frame.steps[:n_outputs]
+    offsets, steps = frame.offsets, frame.steps
+    of_inputs = tuple(zip(inputs, offsets[n_outputs:], steps[n_outputs:], strict=True))
+    of_outputs = offsets[:n_outputs], steps[:n_outputs]
     return (
-        scalars, of_inputs, outputs, sums, steps, *tiles.sizes, scale, formula, constants, axis, *tiles.tile
+        scalars, of_inputs, outputs, sums, *of_outputs, *tiles.sizes, scale, formula, constants, axis, *tiles.tile
     )  # fmt: skip
 
 

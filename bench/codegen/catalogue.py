@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -114,6 +114,8 @@ class TiledKernel:
         layout = frame(inputs[0].shape, tuple(x.stride() for x in outputs + inputs))
         assert layout is not None
         sums = meta((2**10,), torch.float64 if dtype == torch.float64 else torch.float32) if self.summed else None
+        offsets = tuple(int(x.storage_offset()) or None for x in outputs + inputs)  # of a half
+        layout = replace(layout, offsets=offsets, tilings={})
         tiles = tiling(layout, (outputs or inputs)[0].element_size(), self.axis)
         return arguments(self.formula, (), inputs, outputs, layout, tiles, self.constants(dtype), sums, self.axis)
 

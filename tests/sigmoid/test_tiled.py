@@ -144,7 +144,9 @@ def test_sums(kernel_route: Route, shape: tuple[int, int, int], axis: int | None
 
 
 def _layout(shape: tuple[int, int, int], *strides: tuple[int, ...]) -> Frame:
-    return Frame(shape, tuple((b, r or None, c or None) for b, r, c in strides), (0, 1, 2), False)
+    return Frame(
+        shape, tuple((b, r or None, c or None) for b, r, c in strides), (0, 1, 2), False, (None,) * len(strides)
+    )
 
 
 def _sums(layout: Frame, axis: int | None, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
