@@ -85,6 +85,7 @@ REFUSED: dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Any]]] = {
     "a gradient of out": lambda x: (x, x, torch.zeros_like(x, requires_grad=True)),
     "a part of x": lambda x: (x.flatten()[:-4].view(3, 4), x[:3], x.flatten()[4:].view(3, 4)),
     "an expanded out": lambda x: (x, x, torch.zeros(1, 4).expand(4, 4)),
+    "rows of one number": lambda x: (x, x, torch.zeros(4, 1).expand(4, 4)),
     "an integer out": lambda x: (x, x, torch.zeros(4, 4, dtype=torch.int32)),
     "x too small": lambda x: (small := x[:1].clone(), x, small),
     "shapes that do not match": lambda x: (x, x[:3], torch.zeros_like(x)),

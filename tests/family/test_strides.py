@@ -50,6 +50,11 @@ def test_small_operands(kernel_route: Route, variant: str, layout: str) -> None:
     assert (out, of_x) == tuple(_strides(SIGMOID_GATE.theirs, (LAYOUTS[layout](x), gate), "same layout")[:2])
 
 
+def _channels_last(x: Tensor) -> Tensor:
+    """With its strides also where ``x`` is channels_last as it is."""
+    return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
+
+
 @pytest.mark.parametrize("shapes", SIZES_OF_ONE, ids=str)
 @pytest.mark.parametrize("member", [m for m in MEMBERS if m.halved is None or m.halved == 1], ids=lambda m: m.name)
 @pytest.mark.parametrize("layout", ORDINARY)
@@ -59,8 +64,11 @@ def test_sizes_of_one(kernel_route: Route, member: Member, shapes: Shapes, layou
     operands = member.operands("", torch.float32, kernel_route.device)
     if member.halved is not None and operands[0].shape[member.halved] % 2:
         pytest.skip("of odd size")
-    for gradient in ("same layout", "one number, expanded"):
-        _check(member, tuple(map(LAYOUTS[layout], operands)), gradient)
+    _check(
+        member, tuple(map(_channels_last if layout == "channels_last" else LAYOUTS[layout], operands)), "same layout"
+    )
+    # Beside strides of 0, PyTorch gives dimensions of size 1 the strides that an operand happens to have in them.
+    _check(member, tuple(map(LAYOUTS[layout], operands)), "one number, expanded")
 
 
 def test_gate_of_a_channels_last_image(kernel_route: Route) -> None:
