@@ -76,6 +76,15 @@ def frame_of_halves(shape: tuple[int, ...], dim: int, halves: tuple[int | None, 
     return replace(found, offsets=tuple(strides[dim] * half[dim] if which else None for which in halves), tilings={})
 
 
+@lru_cache(maxsize=4096)
+def frame_of_broadcast(
+    shape: tuple[int, ...], strides: tuple[Strides, ...], small_shape: tuple[int, ...], small_strides: Strides
+) -> Frame | None:
+    """Operands of ``shape``, and a last one that broadcasts to it."""
+    steps = [0 if size == 1 else step for size, step in zip(small_shape, small_strides, strict=True)]
+    return frame(shape, (*strides, (*[0] * (len(shape) - len(steps)), *steps)))
+
+
 def half_of(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
     """``shape`` with half the size along ``dim``."""
     sizes = list(shape)

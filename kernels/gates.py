@@ -11,16 +11,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elementwise import frame_of, in_order_of, write, write_gradient
-from .frame import frame_of_halves, half_of
+from .elementwise import in_order_of, write, write_gradient
+from .frame import Frame, frame_of_broadcast, frame_of_halves, half_of
 from .intrinsics import fma, round_to, widen
-from .pointwise import empty_output
+from .pointwise import empty_output, launch
 from .scalar import both_sides, sigmoid_of
 from .sums import add_up
 from .tiled import launch_tiled, tiling
 
 # Constants of a larger magnitude go to PyTorch: float32 would lose them, or their products.
 LARGEST_CONSTANT = 2.0**100
+PLAIN = (1.0, -1.0, 0.0)  # swiglu's constants where none is given
 
 TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 PAIRS = {2: torch.int32, 4: torch.int64}  # by the bytes of an element
@@ -213,12 +214,22 @@ def interleaved_swiglu_backward(args, constants: tl.constexpr):
 
 def launch_gate(x: Tensor, gate: Tensor) -> Tensor | None:
     """out = x · σ(gate). Moves 3 bytes per byte of ``x``, 2 where ``gate``, which broadcasts to it, is small."""
-    return _result(sigmoid_gate, x, gate.expand_as(x))
+    out = empty_output(x)
+    return out if launch_gate_out(x, gate, out) else None
 
 
 def launch_gate_out(x: Tensor, gate: Tensor, out: Tensor) -> bool:
     """The same written to ``out``, which may be ``x`` or ``gate``; False where nothing was. Does not tell autograd."""
-    return write(sigmoid_gate, (x, gate.expand_as(x)), (out,))
+    if gate.shape == x.shape:
+        return write(sigmoid_gate, (x, gate), (out,))
+    layout = frame_of_broadcast(x.shape, (out.stride(), x.stride()), gate.shape, gate.stride())
+    if layout is None:
+        return False
+    if layout.is_flat:
+        launch(sigmoid_gate, (), (x, gate), (out,))
+    else:
+        launch_tiled(sigmoid_gate, (), (x, gate), (out,), layout)
+    return True
 
 
 def launch_gate_backward(grad_out: Tensor, x: Tensor, gate: Tensor, *, to_x: bool) -> tuple[Tensor, ...] | None:
@@ -235,11 +246,11 @@ def launch_gate_backward(grad_out: Tensor, x: Tensor, gate: Tensor, *, to_x: boo
         written = write_gradient(formula, grad_out, (x, gate), (*grad_x, grad_gate))
         return (*grad_x, grad_gate) if written else None
     gate = gate.contiguous()
-    wide, grad_gate = gate.expand_as(x), torch.empty_like(gate, memory_format=torch.contiguous_format)
-    layout = frame_of(*grad_x, grad_out, x, wide)
+    grad_gate = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    layout = _gate_frame(gate, *grad_x, grad_out, x)
     if layout is None:
         grad_out = in_order_of(x, grad_out)
-        layout = frame_of(*grad_x, grad_out, x, wide)
+        layout = _gate_frame(gate, *grad_x, grad_out, x)
     if layout is None or all(layout.steps[-1][1:]):  # summed over batches alone, which no tile does
         return None
     batch_step, row_step, column_step = layout.steps[-1]
@@ -255,10 +266,14 @@ def launch_gate_backward(grad_out: Tensor, x: Tensor, gate: Tensor, *, to_x: boo
     if not in_place:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         sums = torch.empty(shape, dtype=dtype, device=x.device)
-    launch_tiled(formula, (), (grad_out, x, wide), grad_x, layout, (), sums, axis)
+    launch_tiled(formula, (), (grad_out, x, gate), grad_x, layout, (), sums, axis)
     if not in_place:
         add_up(sums, grad_gate, (batch_step, step or 0))
     return *grad_x, grad_gate
+
+
+def _gate_frame(gate: Tensor, *tensors: Tensor) -> Frame | None:
+    return frame_of_broadcast(tensors[0].shape, tuple([x.stride() for x in tensors]), gate.shape, gate.stride())
 
 
 def launch_glu(x: Tensor, dim: int) -> Tensor | None:
@@ -355,6 +370,8 @@ def launch_packed_swiglu_backward(
 
 def _swiglu_constants(alpha: float, limit: float | None, up_offset: float) -> tuple[float, float, float] | None:
     """As the formulas take them."""
+    if alpha == 1.0 and limit is None and up_offset == 0.0:
+        return PLAIN
     if max(abs(alpha), limit or 0.0, abs(up_offset)) > LARGEST_CONSTANT:
         return None
     return alpha, -1.0 if limit is None else limit, up_offset
