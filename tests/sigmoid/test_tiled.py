@@ -66,24 +66,38 @@ def test_frame_finds_every_element(tensors: list[Tensor]) -> None:
         assert column_step in (None, 1)
 
 
+def _channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last)
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
 # How a tensor of [2, 3, 4, 5] is merged with another one beside it.
 MERGED: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], tuple[int, int, int] | None]] = [
-    (lambda x: x, lambda x: x, (1, 1, 120)),
-    (lambda x: x, lambda x: x[:, :, :1, :1].contiguous().expand_as(x), (1, 6, 20)),
-    (lambda x: x, lambda x: x[:1, :1].expand_as(x), (1, 6, 20)),
-    (lambda x: x, lambda x: x[:, :1].expand_as(x), (2, 3, 20)),
-    (lambda x: x, lambda x: x[:1, :, :1, :1].expand_as(x), (2, 3, 20)),
-    (lambda x: x, lambda x: x[:, :1, :, :1].expand_as(x), None),
-    (lambda x: x, lambda x: torch.cat([x, x], -1)[..., :5], (1, 24, 5)),
-    (lambda x: x, lambda x: torch.cat([x, x], 1)[:, :3], (1, 2, 60)),
-    (lambda x: x, lambda x: torch.stack([x, x], -1)[..., 0], None),
-    (lambda x: x.to(memory_format=torch.channels_last), lambda x: x, None),
-    (
-        lambda x: x.to(memory_format=torch.channels_last),
-        lambda x: x[:, :, :1, :1].contiguous().expand_as(x),
-        (2, 20, 3),
-    ),
+    (_itself, _itself, (1, 1, 120)),
+    (_itself, lambda x: x[:, :, :1, :1].contiguous().expand_as(x), (1, 6, 20)),
+    (_itself, lambda x: x[:1, :1].expand_as(x), (1, 6, 20)),
+    (_itself, lambda x: x[:, :1].expand_as(x), (2, 3, 20)),
+    (_itself, lambda x: x[:1, :, :1, :1].expand_as(x), (2, 3, 20)),
+    (_itself, lambda x: x[:, :1, :, :1].expand_as(x), None),
+    (_itself, lambda x: torch.cat([x, x], -1)[..., :5], (1, 24, 5)),
+    (_itself, lambda x: torch.cat([x, x], 1)[:, :3], (1, 2, 60)),
+    (_itself, lambda x: torch.stack([x, x], -1)[..., 0], None),
+    (_channels_last, _itself, None),
+    (_channels_last, lambda x: x[:, :, :1, :1].contiguous().expand_as(x), (2, 20, 3)),
 ]
+
+
+@pytest.mark.parametrize(("first", "second", "sizes"), MERGED)
+def test_frame_merges_all_it_can(
+    first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor], sizes: tuple[int, int, int] | None
+) -> None:
+    """Batches, rows and columns are the largest there are; no more than three dimensions, and no skipped element."""
+    x = torch.empty(2, 3, 4, 5)
+    found = _frame(first(x), second(x))
+    assert (found.sizes if found else None) == sizes
 
 
 def test_frames_of_small_batches_are_refused() -> None:
@@ -101,19 +115,9 @@ def test_a_frame_is_found_once() -> None:
     assert frames.frame(shape, strides) != frames.frame((7, 16), strides)
 
 
-@pytest.mark.parametrize(("first", "second", "sizes"), MERGED)
-def test_frame_merges_all_it_can(
-    first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor], sizes: tuple[int, int, int] | None
-) -> None:
-    """Batches, rows and columns are the largest there are; no more than three dimensions, and no skipped element."""
-    x = torch.empty(2, 3, 4, 5)
-    found = _frame(first(x), second(x))
-    assert (found.sizes if found else None) == sizes
-
-
 def _addends(route: Route, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=generator).to(route.device, dtype) for _ in range(3))
+    return tuple(torch.randn(shape, generator=generator).to(route.device, dtype) for _ in range(2))
 
 
 # A full tile of rows and columns and parts of one, whichever axis is summed; batches; one element.
@@ -124,18 +128,18 @@ SHAPES = [(2, 40, 70), (2, 3, 2060), (1, 3, 2060), (3, 1, 1), (1, 64, 128)]
 @pytest.mark.parametrize("axis", [0, 1, None])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_sums(kernel_route: Route, shape: tuple[int, int, int], axis: int | None, dtype: torch.dtype) -> None:
-    """Every element is in one tile's sum, those past the end add nothing, though their σ is no zero; shapes are right.
+    """Every element is in one tile's sum, those past the end add nothing; a second run gives the same bits.
 
-    Against float64, within 1e-6 of the sum of magnitudes; for float64 itself 2e-15 of it; and for bfloat16, whose σ is
-    made for a result of 8 bits, 1e-4.
+    Bounds are relative to the sum of magnitudes; bfloat16 has a σ made for a result of 8 bits.
     """
-    x, gate, _ = _addends(kernel_route, dtype, shape)
+    x, gate = _addends(kernel_route, dtype, shape)
     # With gaps between rows and batches, so that nothing merges.
     wide = torch.zeros(shape[0], shape[1] + 1, shape[2] + 1, dtype=dtype, device=x.device)
     wide[:, : shape[1], : shape[2]] = x
     x = wide[:, : shape[1], : shape[2]]
     layout = _layout(shape, x.stride(), gate.stride())
     total = _sums(layout, axis, (x, gate), dtype)
+    assert torch.equal(total, _sums(layout, axis, (x, gate), dtype))
     exact = x.double() * sigmoid64(gate)
     over = (0, 1, 2) if axis is None else (1 + axis,)
     kept = total.double().sum(None if axis is None else 1)
@@ -158,19 +162,10 @@ def _sums(layout: Frame, axis: int | None, inputs: tuple[Tensor, ...], dtype: to
     return sums
 
 
-@pytest.mark.parametrize("axis", [0, 1, None])
-def test_sums_have_the_same_bits_every_time(kernel_route: Route, axis: int | None) -> None:
-    """The order of every addition is fixed."""
-    _, x, gate = _addends(kernel_route, torch.float32, (1, 70, 130))
-    layout = _layout((1, 70, 130), (0, 130, 1), (0, 130, 1))
-    runs = [_sums(layout, axis, (x, gate), torch.float32) for _ in range(3)]
-    assert all(torch.equal(run, runs[0]) for run in runs[1:])
-
-
 @pytest.mark.parametrize("scale", [None, 1 / 3])
 def test_scalars_and_outputs(kernel_route: Route, scale: float | None) -> None:
     """A scalar operand, which comes first, is one number for all, times the scale; outputs stand beside a sum."""
-    _, x, gate = _addends(kernel_route, torch.float32, (1, 70, 130))
+    x, gate = _addends(kernel_route, torch.float32, (1, 70, 130))
     grad_out = torch.tensor(1.5, device=kernel_route.device)
     grad_x, grad_gate = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
     formula, layout = gate_formulas.sigmoid_gate_backward, _layout((1, 70, 130), *[(0, 130, 1)] * 4)
