@@ -28,17 +28,9 @@ LENGTHS = (1, 16, 4096, 5001, 2**31 + 3)
 
 @triton.jit(do_not_specialize=["n_elements"])
 def always_masked(
-    scalars,
-    inputs,
-    outputs,
-    sums,
-    n_elements: tl.int64,
-    zero,
-    scale,
-    formula: tl.constexpr,
-    constants: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-):
+    scalars, inputs, outputs, sums, n_elements: tl.int64, zero, scale,
+    formula: tl.constexpr, constants: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
     """The kernel of the tutorials: one path, masked."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask = offsets < n_elements
@@ -48,17 +40,9 @@ def always_masked(
 
 @triton.jit(do_not_specialize=["n_elements"])
 def narrow_offset(
-    scalars,
-    inputs,
-    outputs,
-    sums,
-    n_elements: tl.int64,
-    zero,
-    scale,
-    formula: tl.constexpr,
-    constants: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-):
+    scalars, inputs, outputs, sums, n_elements: tl.int64, zero, scale,
+    formula: tl.constexpr, constants: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
     """Offsets that are widened only after they were computed in 32 bits."""
     start = tl.program_id(0) * BLOCK_SIZE
     lane = tl.arange(0, BLOCK_SIZE)
@@ -73,17 +57,9 @@ def narrow_offset(
 
 @triton.jit(do_not_specialize=["n_elements"])
 def adding(
-    scalars,
-    inputs,
-    outputs,
-    sums,
-    n_elements: tl.int64,
-    zero,
-    scale,
-    formula: tl.constexpr,
-    constants: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-):
+    scalars, inputs, outputs, sums, n_elements: tl.int64, zero, scale,
+    formula: tl.constexpr, constants: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
     """Adds to memory, in whatever order the GPU runs the programs."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     results = formula(tl.tuple([tl.load(pointer + offsets) for pointer in inputs]))

@@ -1,9 +1,12 @@
-"""The table of ops that PyTorch's subsystems are tried with: the family's, and σ itself."""
+"""What PyTorch's subsystems are tried with: the family's table of ops and a row for σ; and σ in each of its forms."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
-from sigmoid_op import Sigmoid, sigmoid
+from sigmoid_op import Sigmoid, SigmoidFunction, sigmoid, sigmoid_
 from tests.members import MEMBERS, Member
 
 SIGMOID = Member(
@@ -18,3 +21,11 @@ SIGMOID = Member(
 )
 
 every_op = pytest.mark.parametrize("op", [SIGMOID, *MEMBERS], ids=lambda op: op.name)
+
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": sigmoid,
+    "Sigmoid": Sigmoid(),
+    "SigmoidFunction": SigmoidFunction.apply,
+    "sigmoid_": lambda x: sigmoid_(x.clone()),
+}
+every_form = pytest.mark.parametrize("form", FORMS)

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.utils import run_and_get_code
 
-from sigmoid_op import Sigmoid, SigmoidFunction, dispatch, sigmoid, sigmoid_
+from sigmoid_op import dispatch, sigmoid
 from tests.conftest import CUDA, Route, kernels_from
+from tests.pytorch.ops import FORMS, every_form
 from tests.ulp import true_sigmoid
 
 pytestmark = [
@@ -26,13 +27,7 @@ aten = torch.ops.aten
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler on the CPU")
 
-FORMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": sigmoid,
-    "Sigmoid": Sigmoid(),
-    "SigmoidFunction": SigmoidFunction.apply,
-    "sigmoid_": lambda x: sigmoid_(x * 1),
-}
-every_form = pytest.mark.parametrize("form", FORMS)
+FUNCTIONS = ["sigmoid", "SigmoidFunction"]
 
 
 class Recorder:
@@ -68,26 +63,21 @@ def _check_step(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) 
 
 @every_form
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_captured_graph(kernel_route: Route, launches: list[str], form: str, dynamic: bool) -> None:
-    """One graph forward and one backward, holding PyTorch's operators; none of our kernels runs or is recorded."""
+def test_captured_graph(
+    kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch, form: str, dynamic: bool
+) -> None:
+    """One graph forward and one backward, of PyTorch's operators; dynamic ones serve both sides of the threshold."""
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(50))
     recorder = Recorder()
     step = torch.compile(_gate(form), fullgraph=True, dynamic=dynamic, backend=recorder.backend)
-    _check_step(step, *_operands(kernel_route, 3, 5))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for shape in [(3, 5), (5, 10), (200, 9)] if dynamic else [(30, 5)]:
+            _check_step(step, *_operands(kernel_route, *shape))
     forward, backward = recorder.graphs
     assert forward.count(aten.sigmoid.default) == 1
     assert backward.count(aten.sigmoid_backward.default) == 1
     assert {op.namespace for op in forward + backward if isinstance(op, torch._ops.OpOverload)} == {"aten"}
     assert launches == []
-
-
-@every_form
-def test_no_recompilation_per_size(kernel_route: Route, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    """One dynamic graph serves sizes on both sides of the threshold."""
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(50))
-    step = torch.compile(_gate(form), fullgraph=True, dynamic=True, backend=Recorder().backend)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for shape in [(3, 5), (5, 10), (200, 9)]:
-            _check_step(step, *_operands(kernel_route, *shape))
 
 
 def test_the_recompilation_check_can_fail() -> None:
@@ -100,7 +90,7 @@ def test_the_recompilation_check_can_fail() -> None:
         step(torch.ones(200, 9))
 
 
-@pytest.mark.parametrize("form", ["sigmoid", "SigmoidFunction"])
+@pytest.mark.parametrize("form", FUNCTIONS)
 def test_transforms_inside(kernel_route: Route, launches: list[str], form: str) -> None:
     """vmap over grad, and jvp, inside a compiled function: no graph break, and the values of σ'."""
     function = FORMS[form]
@@ -118,7 +108,7 @@ def test_transforms_inside(kernel_route: Route, launches: list[str], form: str) 
 
 # Compiled autograd itself looks at .grad of the tensors that the eager call saved.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("form", ["sigmoid", "SigmoidFunction"])
+@pytest.mark.parametrize("form", FUNCTIONS)
 def test_compiled_autograd(kernel_route: Route, launches: list[str], form: str) -> None:
     """Compiled autograd traces the backward of an eager call, whose forward took our kernel, to PyTorch's operator."""
     recorder = Recorder()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import cpp_extension
 
-from sigmoid_op import Sigmoid, SigmoidFunction, sigmoid, sigmoid_
 from tests.conftest import CUDA, Route
+from tests.pytorch.ops import FORMS, every_form
 from tests.ulp import true_sigmoid
 
 pytestmark = [
@@ -36,14 +36,6 @@ class Gate(nn.Module):
         return self.function(x) * y
 
 
-FORMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": sigmoid,
-    "Sigmoid": Sigmoid(),
-    "SigmoidFunction": SigmoidFunction.apply,
-    "sigmoid_": lambda x: sigmoid_(x.clone()),
-}
-
-
 def _operands(device: str, rows: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(rows)
     return torch.randn(rows, 4, generator=generator).to(device), torch.randn(rows, 4, generator=generator).to(device)
@@ -61,7 +53,7 @@ def _assert_gates(function: Callable[..., Any], device: str, rows: int) -> None:
     torch.testing.assert_close(function(x, y).cpu().double(), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_export(kernel_route: Route, launches: list[str], form: str, strict: bool, dynamic: bool) -> None:
@@ -85,7 +77,7 @@ def test_aot_inductor(kernel_route: Route, launches: list[str], tmp_path: Path) 
     assert launches == []
 
 
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_onnx(fallback: Route, form: str) -> None:
     """The ONNX model has one Sigmoid node, and onnxruntime computes the same with it at another size."""
     pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnxscript")
