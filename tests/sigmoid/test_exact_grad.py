@@ -148,22 +148,6 @@ def test_inductor_fuses_it(route: Route) -> None:
     torch.testing.assert_close(gradient.cpu().double(), derivative64(x.cpu()), rtol=4e-6, atol=0)
 
 
-def test_complex_input_raises(route: Route) -> None:
-    """Complex input that is differentiated is refused: there is no |x| to take. Without a gradient it is σ."""
-    x = torch.randn(3, dtype=torch.complex64, device=route.device)
-    assert torch.equal(exact_sigmoid(x), torch.sigmoid(x))
-    with pytest.raises(TypeError, match="real dtype"):
-        exact_sigmoid(x.requires_grad_())
-
-
-def test_integers(route: Route) -> None:
-    """As with torch.sigmoid: a float32 result, and no graph."""
-    x = torch.arange(-3, 4, device=route.device)
-    out = exact_sigmoid(x)
-    assert (out.dtype, out.requires_grad) == (torch.float32, False)
-    torch.testing.assert_close(out, torch.sigmoid(x))
-
-
 def test_module_keeps_the_choice(route: Route) -> None:
     """repr, pickle, deepcopy and an FX trace of Sigmoid(exact_grad=True) keep it; the default says nothing of it."""
     module = Sigmoid(exact_grad=True)
@@ -196,6 +180,17 @@ def test_gradient_in_another_layout(route: Route) -> None:
         (gradient,) = torch.autograd.grad(out, x, grad_out, retain_graph=True)
         exact = grad_out.cpu().double() * derivative64(x.cpu())
         torch.testing.assert_close(gradient.cpu().double(), exact, rtol=1e-6, atol=0)
+
+
+def test_other_dtypes(route: Route) -> None:
+    """Complex input is refused where differentiated, as there is no |x| to take; otherwise it is σ, as integers are."""
+    x = torch.randn(3, dtype=torch.complex64, device=route.device)
+    assert torch.equal(exact_sigmoid(x), torch.sigmoid(x))
+    with pytest.raises(TypeError, match="real dtype"):
+        exact_sigmoid(x.requires_grad_())
+    integers = torch.arange(-3, 4, device=route.device)
+    torch.testing.assert_close(exact_sigmoid(integers), torch.sigmoid(integers))
+    assert not exact_sigmoid(integers).requires_grad
 
 
 def test_small_tensors_keep_the_promise(monkeypatch: pytest.MonkeyPatch) -> None:
