@@ -93,11 +93,17 @@ def silu(input: Tensor, inplace: bool = False, *, beta: float = 1.0) -> Tensor:
     Source: S. Elfwing, E. Uchibe, K. Doya, *Sigmoid-Weighted Linear Units*, 2017; P. Ramachandran, B. Zoph, Q. Le,
     *Searching for Activation Functions*, 2017, for β.
     """
-    check_number("beta", beta)
-    if not inplace and dispatch.AVAILABLE and dispatch.takes("silu" if beta == 1 else "quick_gelu", input):
+    if type(beta) is not float or beta != 1.0:
+        check_number("beta", beta)
+    if (
+        not inplace
+        and dispatch.AVAILABLE
+        and (input.__class__ is not Tensor or input.is_cuda or dispatch.INTERPRETED)  # spares CPU tensors a call
+        and dispatch.takes("silu" if beta == 1.0 else "quick_gelu", input)
+    ):
         out: Tensor = SiLUFunction.apply(input, beta) if dispatch.records(input) else _forward(input, beta)
         return out
-    return _form(input, inplace, beta)
+    return F.silu(input, inplace) if beta == 1.0 else _form(input, inplace, beta)
 
 
 def quick_gelu(input: Tensor) -> Tensor:

@@ -76,6 +76,9 @@ class Constants(NamedTuple):
     up_offset: float
 
 
+_PLAIN = Constants(1.0, None, 0.0)
+
+
 @lru_cache(maxsize=1024)
 def _constants(alpha: float, limit: float | None, up_offset: float, dtype: torch.dtype) -> Constants:
     """``limit`` as PyTorch's clamp has it: rounded to the dtype of what it clamps, if that can show it."""
@@ -198,23 +201,31 @@ def swiglu(
 
     Source: N. Shazeer, *GLU Variants Improve Transformer*, 2020; OpenAI, *gpt-oss-120b & gpt-oss-20b Model Card*, 2025.
     """
-    _check_constants(alpha, limit, up_offset)
+    plain = limit is None and type(alpha) is type(up_offset) is float and alpha == 1.0 and up_offset == 0.0
+    if not plain:
+        _check_constants(alpha, limit, up_offset)
     if up is None:
         # What FX or TorchScript traces has no size yet.
-        if isinstance(gate, Tensor) and not torch.jit.is_tracing() and (gate.dim() == 0 or gate.shape[-1] % 2):
+        if isinstance(gate, Tensor) and not torch.jit.is_tracing() and (gate.dim() == 0 or gate.size(-1) % 2):
             raise ValueError(f"swiglu needs a last dimension of even size to halve, got shape {tuple(gate.shape)}")
         if dispatch.AVAILABLE and dispatch.takes("swiglu", gate):
-            constants = _constants(alpha, limit, up_offset, gate.dtype)
+            constants = _PLAIN if plain else _constants(alpha, limit, up_offset, gate.dtype)
             forward = PackedSwiGLUFunction.apply if dispatch.records(gate) else _packed_forward
             packed: Tensor = forward(gate, constants, interleaved)
             return packed
+        if plain and not interleaved:
+            gate, up = gate.chunk(2, -1)
+            return F.silu(gate) * up
         return _packed_op(gate, alpha, limit, up_offset, interleaved)
     if interleaved:
         raise ValueError("interleaved=True is for one packed tensor, got an up beside it")
     if dispatch.AVAILABLE and dispatch.takes("swiglu", gate, up) and gate.dtype == up.dtype and gate.shape == up.shape:
         forward = SwiGLUFunction.apply if dispatch.records(gate, up) else _forward
-        out: Tensor = forward(gate, up, _constants(alpha, limit, up_offset, gate.dtype))
+        constants = _PLAIN if plain else _constants(alpha, limit, up_offset, gate.dtype)
+        out: Tensor = forward(gate, up, constants)
         return out
+    if plain:
+        return F.silu(gate) * up
     return _op(gate, up, alpha, limit, up_offset)
 
 
