@@ -13,7 +13,10 @@ from bench.ops import OPS
 README = (ROOT / "README.md").read_text()
 ROWS = {
     "`sigmoid`, `Sigmoid`": "sigmoid",
+    "`silu`": "silu",
+    "`quick_gelu`": "quick_gelu",
     "`swiglu(gate, up)`": "swiglu",
+    "the same as in gpt-oss": "swiglu, gpt-oss",
     "`swiglu(packed)`": "swiglu, packed",
     "`sigmoid_gate(x, gate)`": "sigmoid_gate",
     "a gate per channel": "sigmoid_gate, SE channels_last",
