@@ -40,7 +40,7 @@ AVAILABLE: bool = not MISSING and (INTERPRETED or (HAS_TRITON and torch.version.
 # The number of elements from which an op takes a kernel. σ, silu, glu and logsigmoid are one launch in PyTorch, too,
 # whose host cost is lower than ours: 2^23 elements take an H200's memory 7 µs or more, longer than our launch takes the
 # host. The others replace several launches. docs/benchmarks.md has the model, python -m bench tune measures it.
-MIN_ELEMENTS: dict[str, int] = {
+_THRESHOLDS: dict[str, int] = {
     "sigmoid": 2**23,
     "silu": 2**23,
     "glu": 2**23,
@@ -54,15 +54,15 @@ MIN_ELEMENTS: dict[str, int] = {
 
 
 def _min_elements(text: str | None) -> dict[str, int]:
-    """The table, or one number for all ops where the environment variable gives it."""
+    """The table, or the environment variable's number for all ops; 1 at least, as no elements have no mean."""
     if text is None:
-        return MIN_ELEMENTS
+        return _THRESHOLDS
     if not (text.isascii() and text.isdecimal()):
         raise ValueError(f"SIGMOID_OP_MIN_ELEMENTS must be a number of elements, such as 1048576; got {text!r}")
-    return dict.fromkeys(MIN_ELEMENTS, int(text))
+    return dict.fromkeys(_THRESHOLDS, max(int(text), 1))
 
 
-MIN_ELEMENTS = _min_elements("1" if INTERPRETED else os.environ.get("SIGMOID_OP_MIN_ELEMENTS"))
+MIN_ELEMENTS: dict[str, int] = _min_elements("1" if INTERPRETED else os.environ.get("SIGMOID_OP_MIN_ELEMENTS"))
 
 # Asked before anything else of a tensor: of a subclass, any question is a call that its ``__torch_function__`` sees.
 TENSOR_TYPES: frozenset[type[Tensor]] = frozenset({Tensor, Parameter})

@@ -242,6 +242,8 @@ def test_what_the_environment_says() -> None:
         "    assert importlib.reload(dispatch).INTERPRETED == knobs.runtime.interpret, spelled\n"
         "os.environ['SIGMOID_OP_MIN_ELEMENTS'] = '12345'\n"
         "assert set(importlib.reload(dispatch).MIN_ELEMENTS.values()) == {12345}\n"
+        "os.environ['SIGMOID_OP_MIN_ELEMENTS'] = '0'\n"
+        "assert set(importlib.reload(dispatch).MIN_ELEMENTS.values()) == {1}\n"
         "os.environ['SIGMOID_OP_MIN_ELEMENTS'] = '2^20'\n"
         "importlib.reload(dispatch)\n"
     )
