@@ -37,10 +37,7 @@ def _samples(route: Route, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def _shortened(x: Tensor) -> Tensor:
-    """The samples of 2^20 elements cut down in their outer dimension, which leaves a dense layout dense.
-
-    Triton's interpreter takes seconds for each; CUDA takes them whole.
-    """
+    """Cut down in the outer dimension, for Triton's interpreter; a dense layout stays dense. CUDA takes it whole."""
     if x.numel() <= 2**14:
         return x
     small = x.narrow(max(range(x.dim()), key=x.stride), 0, 8)

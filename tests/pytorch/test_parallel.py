@@ -4,7 +4,7 @@ import datetime
 import os
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path as FilePath
 
 import pytest
@@ -59,10 +59,8 @@ def _fsdp2(rank: int, way: str) -> list[Tensor]:
     if way == "sigmoid":
         convert(model)
     mesh = init_device_mesh("cpu", (N_PROCESSES,))
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh)
     _loss(model, _my_half(rank)).backward()
     return [p.grad.full_tensor() for p in model.parameters() if isinstance(p.grad, DTensor)]
 
@@ -99,15 +97,14 @@ def _computed_by_one_process() -> list[Tensor]:
     return [s, 2 * s * s * (1 - s)]
 
 
-Case = tuple[Callable[[int, str], list[Tensor]], Callable[[], list[Tensor]]]
 # What each of the processes does, and what one process would get.
-CASES: dict[str, Case] = {
+CASES: dict[str, tuple[Callable[[int, str], list[Tensor]], Callable[[], list[Tensor]]]] = {
     "DDP": (_ddp, _trained_by_one_process),
     "FSDP2": (_fsdp2, _trained_by_one_process),
-    "DTensor, sharded by rows": (_dtensor(Shard(0)), _computed_by_one_process),
-    "DTensor, sharded by columns": (_dtensor(Shard(1)), _computed_by_one_process),
-    "DTensor, replicated": (_dtensor(Replicate()), _computed_by_one_process),
-    "DTensor, partial": (_dtensor(Partial()), _computed_by_one_process),
+    **{
+        f"DTensor, {placement}": (_dtensor(placement), _computed_by_one_process)
+        for placement in (Shard(0), Shard(1), Replicate(), Partial())
+    },
 }
 WAYS = ("sigmoid", "enable")
 Outcome = tuple[list[Tensor] | str, int]  # the result, or why there is none, and how often a kernel was launched
@@ -125,20 +122,14 @@ def _process(rank: int, folder: str) -> None:
         launch(formula, *operands)
 
     setattr(kernels, "launch", count)  # noqa: B010 - mypy takes an assignment for one to another module's name
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=N_PROCESSES,
-        timeout=datetime.timedelta(seconds=60),
-    )
+    store, limit = f"file://{folder}/store", datetime.timedelta(seconds=60)
+    distributed.init_process_group("gloo", store, rank=rank, world_size=N_PROCESSES, timeout=limit)
     outcomes: dict[tuple[str, str], Outcome] = {}
     for way in WAYS:
         for name, (case, _) in CASES.items():
             launched.clear()
-            context: AbstractContextManager[object] = enable() if way == "enable" else nullcontext()
             try:
-                with context:
+                with enable() if way == "enable" else nullcontext():
                     outcomes[name, way] = case(rank, way), len(launched)
             except Exception:
                 outcomes[name, way] = traceback.format_exc(), len(launched)
