@@ -88,18 +88,6 @@ def test_where_one_alignment_is_missing_none_is_known(jit: FakeKernel) -> None:
     assert [args[7] for args in jit.launched] == [None, 0]
 
 
-def test_the_grid_covers_every_element(jit: FakeKernel) -> None:
-    """As many blocks as the elements fill, the last one in part; no launch at all for none."""
-    size = pointwise.BLOCK_SIZES[4]
-    for length, blocks in ((1, 1), (size, 1), (size + 1, 2), (10 * size, 10)):
-        _launch(torch.zeros(length))
-        programs, _, *args = (jit.launched + jit.compiled[0].launched)[-1]
-        assert (programs, args[4], args[-1]) == (blocks, length, size)
-    before = len(jit.compiled[0].launched)
-    _launch(torch.zeros(0))
-    assert len(jit.compiled[0].launched) == before
-
-
 def test_another_device_is_made_current(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operands on a device that is not the current one are launched under its guard; otherwise there is none."""
     entered: list[int] = []

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from itertools import product
-from math import prod
 from typing import Any
 from unittest import mock
 
@@ -229,16 +228,3 @@ def test_compiles_once_for_each_kind(jit: FakeKernel) -> None:
     for count, launch in enumerate(others, start=2):
         launch()
         assert len(jit.launched) == count
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (6, 16), (2049, 3), (3, 2049), (33, 65), (4096, 4096)], ids=str)
-@pytest.mark.parametrize("axis", [0, 1, None])
-def test_the_grid_covers_every_tile(jit: FakeKernel, shape: tuple[int, int], axis: int | None) -> None:
-    """As many programs as tiles fill the rows and columns; a tile has at most the elements of a block."""
-    keywords: dict[str, Any] = {"summed": True, "axis": axis}
-    _launch(torch.empty(shape, device="cpu"), torch.empty(shape[0], 1), **keywords)
-    (launched,) = jit.launched
-    programs, _, *args = launched
-    rows, columns = args[-3:-1]
-    assert programs == prod(-(-size // tile) for size, tile in zip(shape, (rows, columns), strict=True))
-    assert rows * columns <= 2048
