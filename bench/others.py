@@ -1,7 +1,7 @@
 """Other libraries' forms of the ops: how to get each where its package is installed. Nothing here installs one.
 
 Liger-Kernel and FlagGems, as of 0.8.5 and 5.0.2. FlagGems replaces PyTorch's operators, forward and backward apart;
-here a Function joins the two. The last is the σ of Triton's tutorials.
+here a Function joins the two.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,28 +12,21 @@ from torch import Tensor
 from torch.autograd import Function
 
 Form = Callable[..., Tensor]
-Others = Mapping[str, Callable[[], Form]]  # by a label, whose first word is the package
+Others = Mapping[str, Callable[[], Form]]  # by the name of a package
 
 
 class _Joined(Function):
-    """``forward(x)``, with the gradient ``backward(grad_out, saved)``. Saved for backward: x, or the result."""
+    """``forward(x)``, with the gradient ``backward(grad_out, x)``. Saved for backward: x."""
 
     @staticmethod
-    def forward(ctx: Any, forward: Form, backward: Form, saves_result: bool, x: Tensor) -> Tensor:
-        out = forward(x)
-        ctx.save_for_backward(out if saves_result else x)
+    def forward(ctx: Any, forward: Form, backward: Form, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
         ctx.gradient = backward
-        return out
+        return forward(x)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[None, None, None, Tensor]:
-        return None, None, None, ctx.gradient(grad_out, *ctx.saved_tensors)
-
-
-def _tutorial_sigmoid() -> Form:
-    from bench import tutorial
-
-    return partial(_Joined.apply, tutorial.forward, tutorial.backward, True)
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, ctx.gradient(grad_out, *ctx.saved_tensors)
 
 
 def _liger_swiglu() -> Form:
@@ -53,16 +46,15 @@ def _flag_gems_swiglu() -> Form:
 def _flag_gems_silu() -> Form:
     from flag_gems import silu, silu_backward
 
-    return partial(_Joined.apply, silu, silu_backward, False)
+    return partial(_Joined.apply, silu, silu_backward)
 
 
 def _flag_gems_glu(dim: int) -> Form:
     from flag_gems import glu, glu_backward
 
-    return partial(_Joined.apply, partial(glu, dim=dim), partial(glu_backward, dim=dim), False)
+    return partial(_Joined.apply, partial(glu, dim=dim), partial(glu_backward, dim=dim))
 
 
-SIGMOID: Others = {"triton tutorial": _tutorial_sigmoid}
 SWIGLU: Others = {"liger_kernel": _liger_swiglu, "flag_gems": _flag_gems_swiglu}
 SILU: Others = {"flag_gems": _flag_gems_silu}
 GLU: Others = {"flag_gems": partial(_flag_gems_glu, -1)}

@@ -18,7 +18,6 @@ from bench.results import COLD, COMPILED, COPY, OURS, TORCH, Measurement
 DTYPE_COLOURS = dict(zip(DTYPES, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=True))
 FORM_STYLES: dict[str, dict[str, Any]] = {
     COPY: {"color": "black", "linestyle": "--"},
-    "triton tutorial": {"color": "tab:brown", "marker": "v"},
     COMPILED: {"color": "tab:purple", "marker": "^"},
     TORCH: {"color": "tab:blue", "marker": "s"},
     OURS: {"color": "tab:red", "marker": "o"},

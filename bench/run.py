@@ -213,7 +213,7 @@ def forms(case: Case, device: torch.device, compiles: bool | None) -> dict[str, 
     if by_default if compiles is None else compiles:
         makers[COMPILED] = verified(lambda: compiled(case, device))
     if device.type == "cuda":
-        makers |= {name: verified(get) for name, get in row.others.items() if find_spec(name.split()[0])}
+        makers |= {name: verified(get) for name, get in row.others.items() if find_spec(name)}
     return makers
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench import cases, plot, results, run, tables, timing, tutorial
+from bench import cases, plot, results, run, tables, timing
 from bench.__main__ import main
 from bench.cases import DTYPES, Case
 from bench.codegen.catalogue import FAMILY, SIGMOID
@@ -320,14 +320,6 @@ def test_an_eager_function_does_not_pass_for_compiled(monkeypatch: pytest.Monkey
     assert proved == [1, 2]
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_the_tutorial_kernel_is_right(dtype: torch.dtype, kernel_route: Route) -> None:
-    """The baseline is a sigmoid, for a length that its block size does not divide."""
-    case = Case.of_size(ROWS["sigmoid"], dtype, 1500)
-    verify(ROWS["sigmoid"].others["triton tutorial"](), case, torch.device(kernel_route.device))
-    assert tutorial.BLOCK_SIZE % 1500 != 0
-
-
 def _stand_ins() -> dict[str, ModuleType]:
     """The functions of Liger-Kernel and FlagGems that are timed, with the signatures they have there, by PyTorch."""
 
@@ -351,7 +343,7 @@ def _stand_ins() -> dict[str, ModuleType]:
     return modules
 
 
-OTHERS = [(row, label) for row in OPS for label in row.others if "tutorial" not in label]
+OTHERS = [(row, label) for row in OPS for label in row.others]
 
 
 @pytest.mark.parametrize(("row", "label"), OTHERS, ids=lambda one: getattr(one, "name", one))
@@ -390,6 +382,15 @@ def test_device_time_is_of_calls_on_operands_of_their_own(
             assert (m.failures, m.clock, m.calls_per_sample) == ({}, clock, n_calls)
             assert m.samples_ns == {form: [round(2e6 / n_calls, 1)] * 3 for form in right}
             assert len(drawn) == 2 * sets + 1  # and one for the route
+
+
+@every_row
+def test_the_route_is_told_by_the_gradient(row: Op, kernel_route: Route) -> None:
+    """A kernel of ours, or PyTorch's operators below the threshold."""
+    case, device = Case.of_size(row, torch.float32, 64), torch.device(kernel_route.device)
+    assert run.route(case, device) == "kernel"
+    with kernels_from(2**20):
+        assert run.route(case, device) == "torch"
 
 
 def test_time_drops_the_tail(fallback: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,11 +520,11 @@ def test_every_op_is_measured_on_cuda(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_all_forms_and_clocks_are_measured_on_cuda(tmp_path: Path) -> None:
-    """σ at a size that fits in L2: wall, cold and warm; torch.compile in every pass but backward, and the tutorial."""
+    """σ at a size that fits in L2: wall, cold and warm; torch.compile in every pass but backward."""
     options = ["--quick", "--compile", "--sizes", "2^20", "--dtypes", "bfloat16", "--out", str(tmp_path)]
     assert main(options) == 0
     found = _load(tmp_path / "results.json")
     assert {m.clock for m in found.measurements} == {WALL, COLD, WARM}
     for m in found.measurements:
         compiled = {COMPILED} if m.pass_ != BACKWARD else set()
-        assert set(m.samples_ns) == {OURS, TORCH, COPY, "triton tutorial", *compiled}
+        assert set(m.samples_ns) == {OURS, TORCH, COPY, *compiled}
