@@ -68,11 +68,10 @@ class _Calling(nn.Module):
 
 
 @every_op
-@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
-def test_export(kernel_route: Route, launches: list[str], op: Member, strict: bool) -> None:
+def test_export(kernel_route: Route, launches: list[str], op: Member) -> None:
     """The program holds the operators of PyTorch's form, and computes the same; exporting launches nothing."""
     operands = _operands(op, kernel_route)
-    programs = [torch.export.export(_Calling(form), operands, strict=strict) for form in (op.ours, op.theirs)]
+    programs = [torch.export.export(_Calling(form), operands, strict=False) for form in (op.ours, op.theirs)]
     ours, theirs = ([n.target for n in p.graph.nodes if n.op == "call_function"] for p in programs)
     assert [str(target) for target in ours] == [str(target) for target in theirs]
     torch.testing.assert_close(programs[0].module()(*operands), op.truth(*operands), check_device=False)
