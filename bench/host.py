@@ -32,7 +32,7 @@ from bench.timing import Effort, Sampler, interleave
 from sigmoid_op import convert, dispatch, enable, sigmoid
 
 ELEMENTS, ROUNDS = 16, 60
-SAMPLE_NS = 200_000
+SAMPLE_NS = {"cpu": 2e5, "cuda": 1e6}  # of which the synchronization at its end, some 10 µs, is a hundredth
 MODES = "no grad", "forward with grad", "forward + backward"
 UNIT = "torch.sigmoid on 16 CPU elements"
 WAYS = "sigmoid, by way"
@@ -40,7 +40,7 @@ Groups = list[dict[str, Any]]  # of each op and mode the samples, in nanoseconds
 
 
 def sampler(form: Form, operands: Operands, n_gradients: int, mode: str) -> Sampler:
-    """Calls of ``form`` in a loop, for a fifth of a millisecond. ``torch.utils.benchmark`` synchronizes a GPU."""
+    """Calls of ``form`` in a loop, for some tenths of a millisecond. ``torch.utils.benchmark`` synchronizes a GPU."""
     leaves = [x.detach().requires_grad_(mode != MODES[0]) for x in operands[:n_gradients]]
     names = {f"x{i}": x for i, x in enumerate((*leaves, *operands[n_gradients:]))}
     statement = f"form({', '.join(names)})"
@@ -50,7 +50,7 @@ def sampler(form: Form, operands: Operands, n_gradients: int, mode: str) -> Samp
         statement = f"grad({statement}, leaves, grad_out)"
     timer = Timer(statement, globals=scope)
     timer.timeit(20)
-    n_calls = max(3, round(SAMPLE_NS / (timer.timeit(20).mean * 1e9)))
+    n_calls = max(3, round(SAMPLE_NS[operands[0].device.type] / (timer.timeit(20).mean * 1e9)))
     return lambda: timer.timeit(n_calls).mean * 1e9
 
 
