@@ -21,7 +21,7 @@ from .tiled import launch_tiled, tiling
 
 # Constants of a larger magnitude go to PyTorch: float32 would lose them, or their products.
 LARGEST_CONSTANT = 2.0**100
-PLAIN = (1.0, -1.0, 0.0)  # swiglu's constants where none is given
+PLAIN = (1.0, -1.0, 0.0, True)  # swiglu's constants where none is given
 
 TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 PAIRS = {2: torch.int32, 4: torch.int64}  # by the bytes of an element
@@ -155,16 +155,21 @@ def _swiglu_backward(grad_out, gate, up, constants: tl.constexpr, dtype: tl.cons
     s, s_minus = _both_sides(x, alpha, dtype)
     grad_gate = grad_out * factor * _silu_slope(x, s, s_minus, alpha)
     grad_up = grad_out * (x * s)
-    if limit >= 0.0:  # as of PyTorch's clamp: passed on at the limit itself, 0 for NaN
+    if limit >= 0.0:  # 0 for NaN, too
         bound = tl.full(gate.shape, limit, gate.dtype)  # the interpreter compares with a float32 otherwise
-        grad_gate = tl.where(gate <= bound, grad_gate, 0.0)
-        grad_up = tl.where(tl.abs(up) <= bound, grad_up, 0.0)
+        at_limit: tl.constexpr = constants[3]
+        if at_limit:
+            passes_gate, passes_up = gate <= bound, tl.abs(up) <= bound
+        else:
+            passes_gate, passes_up = gate < bound, tl.abs(up) < bound
+        grad_gate = tl.where(passes_gate, grad_gate, 0.0)
+        grad_up = tl.where(passes_up, grad_up, 0.0)
     return grad_gate, grad_up
 
 
 @triton.jit
 def swiglu(args, constants: tl.constexpr):
-    """out = g' · σ(α·g') · (u' + up_offset); ``constants`` are (α, limit, up_offset), where a limit of -1 is none"""
+    """out = g' · σ(α·g') · (u' + up_offset); ``constants`` are α, the limit (-1: none), up_offset, at_limit"""
     gate, up = args
     return (_swiglu(widen(gate), widen(up), constants, gate.dtype),)
 
@@ -197,7 +202,7 @@ def _pair(first, second, dtype: tl.constexpr):
 @triton.jit
 def interleaved_swiglu(args, constants: tl.constexpr):
     """swiglu of a gate and an up that are neighbours in memory; the dtype of both is the last of ``constants``"""
-    dtype: tl.constexpr = constants[3]
+    dtype: tl.constexpr = constants[4]
     gate, up = _first_and_second(args[0], dtype)
     return (_swiglu(widen(gate), widen(up), constants, dtype),)
 
@@ -205,7 +210,7 @@ def interleaved_swiglu(args, constants: tl.constexpr):
 @triton.jit
 def interleaved_swiglu_backward(args, constants: tl.constexpr):
     """Both gradients, neighbours in memory as gate and up are"""
-    dtype: tl.constexpr = constants[3]
+    dtype: tl.constexpr = constants[4]
     grad_out, pair = args
     gate, up = _first_and_second(pair, dtype)
     grad_gate, grad_up = _swiglu_backward(widen(grad_out), widen(gate), widen(up), constants, dtype)
@@ -300,18 +305,29 @@ def launch_silu_backward(grad_out: Tensor, x: Tensor, beta: float = 1.0) -> Tens
 
 
 def launch_swiglu(
-    gate: Tensor, up: Tensor, alpha: float = 1.0, limit: float | None = None, up_offset: float = 0.0
+    gate: Tensor,
+    up: Tensor,
+    alpha: float = 1.0,
+    limit: float | None = None,
+    up_offset: float = 0.0,
+    at_limit: bool = True,
 ) -> Tensor | None:
     """out = g' · σ(α·g') · (u' + up_offset). Moves 3 bytes per byte of ``gate``."""
-    constants = _swiglu_constants(alpha, limit, up_offset)
+    constants = _swiglu_constants(alpha, limit, up_offset, at_limit)
     return None if constants is None else _result(swiglu, gate, up, constants=constants)
 
 
 def launch_swiglu_backward(
-    grad_out: Tensor, gate: Tensor, up: Tensor, alpha: float = 1.0, limit: float | None = None, up_offset: float = 0.0
+    grad_out: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    alpha: float = 1.0,
+    limit: float | None = None,
+    up_offset: float = 0.0,
+    at_limit: bool = True,
 ) -> tuple[Tensor, Tensor] | None:
     """The gradients of ``gate`` and ``up``. Moves 5 bytes per byte of ``gate``."""
-    constants = _swiglu_constants(alpha, limit, up_offset)
+    constants = _swiglu_constants(alpha, limit, up_offset, at_limit)
     if constants is None:
         return None
     grad_gate, grad_up = empty_output(gate), empty_output(up)
@@ -324,13 +340,14 @@ def launch_packed_swiglu(
     alpha: float = 1.0,
     limit: float | None = None,
     up_offset: float = 0.0,
+    at_limit: bool = True,
     interleaved: bool = False,
 ) -> Tensor | None:
     """swiglu of the halves of the last dimension, or of its even and odd columns, read in place.
 
     Moves 3 bytes per byte of ``out``. Interleaved, two neighbours are read as one integer.
     """
-    constants = _swiglu_constants(alpha, limit, up_offset)
+    constants = _swiglu_constants(alpha, limit, up_offset, at_limit)
     if constants is None:
         return None
     if not interleaved:
@@ -349,10 +366,11 @@ def launch_packed_swiglu_backward(
     alpha: float = 1.0,
     limit: float | None = None,
     up_offset: float = 0.0,
+    at_limit: bool = True,
     interleaved: bool = False,
 ) -> Tensor | None:
     """The gradient of ``x``, written in place into one tensor. Moves 5 bytes per byte of ``grad_out``."""
-    constants = _swiglu_constants(alpha, limit, up_offset)
+    constants = _swiglu_constants(alpha, limit, up_offset, at_limit)
     if constants is None:
         return None
     if not interleaved:
@@ -360,7 +378,7 @@ def launch_packed_swiglu_backward(
     grad_x = empty_output(x)
     pairs, grad_pairs = _pairs(x), _pairs(grad_x)
     if pairs is None or grad_pairs is None:
-        gradients = launch_swiglu_backward(grad_out, *_columns(x), alpha, limit, up_offset)
+        gradients = launch_swiglu_backward(grad_out, *_columns(x), alpha, limit, up_offset, at_limit)
         return None if gradients is None else _interleaved(gradients, grad_x)
     written = write_gradient(
         interleaved_swiglu_backward, grad_out, (pairs,), (grad_pairs,), (*constants, TRITON_DTYPES[x.dtype])
@@ -368,13 +386,15 @@ def launch_packed_swiglu_backward(
     return grad_x if written else None
 
 
-def _swiglu_constants(alpha: float, limit: float | None, up_offset: float) -> tuple[float, float, float] | None:
-    """As the formulas take them."""
+def _swiglu_constants(
+    alpha: float, limit: float | None, up_offset: float, at_limit: bool
+) -> tuple[float, float, float, bool] | None:
+    """As the formulas take them; ``at_limit``, whether the gradient is passed on at the limit itself."""
     if alpha == 1.0 and limit is None and up_offset == 0.0:
         return PLAIN
     if max(abs(alpha), limit or 0.0, abs(up_offset)) > LARGEST_CONSTANT:
         return None
-    return alpha, -1.0 if limit is None else limit, up_offset
+    return alpha, -1.0 if limit is None else limit, up_offset, at_limit
 
 
 def _pairs(x: Tensor) -> Tensor | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import Library
+from torch.torch_version import TorchVersion
 
 MISSING: list[str] = []
 
@@ -60,6 +61,10 @@ def function_mode_watches() -> bool:
     That one is about new tensors.
     """
     return function_mode_depth() > 0 and any(type(mode) is not _device_mode for mode in _function_modes())
+
+
+# Whether torch.clamp passes a gradient on at the bound itself: up to PyTorch 2.13 it does, from 2.14 on it does not.
+CLAMP_PASSES_AT_BOUND: bool = TorchVersion(torch.__version__) < "2.14"
 
 
 class _AllKeys:

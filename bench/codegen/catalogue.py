@@ -149,12 +149,12 @@ def _is_wide(dtype: torch.dtype) -> bool:
 
 
 def _plain(dtype: torch.dtype) -> tuple[Any, ...]:
-    """swiglu's alpha, limit (-1 is none) and up_offset without any."""
-    return 1.0, -1.0, 0.0
+    """swiglu's constants where none is given."""
+    return gates.PLAIN
 
 
 def _gpt_oss(dtype: torch.dtype) -> tuple[Any, ...]:
-    return 1.702, 7.0, 1.0
+    return 1.702, 7.0, 1.0, True
 
 
 SIGMOID: tuple[Kernel, ...] = (

@@ -9,7 +9,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from sigmoid_op import dispatch
-from sigmoid_op._torch import scripts_as
+from sigmoid_op._torch import CLAMP_PASSES_AT_BOUND, scripts_as
 from sigmoid_op.ops import shared
 from sigmoid_op.ops.arguments import check_number
 from sigmoid_op.ops.shared import kernels
@@ -53,8 +53,9 @@ def _gradients(
     grad_gate = grad_out * (factor + up_offset) * (s * (1 + x * (alpha * s_minus)))
     grad_up = grad_out * (x * s)
     if limit is not None:
-        grad_gate = torch.where(gate <= limit, grad_gate, 0)
-        grad_up = torch.where(up.abs() <= limit, grad_up, 0)
+        inside = torch.le if CLAMP_PASSES_AT_BOUND else torch.lt
+        grad_gate = torch.where(inside(gate, limit), grad_gate, 0)
+        grad_up = torch.where(inside(up.abs(), limit), grad_up, 0)
     return grad_gate, grad_up
 
 
@@ -74,6 +75,7 @@ class Constants(NamedTuple):
     alpha: float
     limit: float | None
     up_offset: float
+    at_limit: bool = CLAMP_PASSES_AT_BOUND
 
 
 _PLAIN = Constants(1.0, None, 0.0)
@@ -90,12 +92,12 @@ def _constants(alpha: float, limit: float | None, up_offset: float, dtype: torch
 
 def _forward(gate: Tensor, up: Tensor, constants: Constants) -> Tensor:
     out = None if dispatch.is_watched() else kernels.gates.launch_swiglu(gate, up, *constants)
-    return _op(gate, up, *constants) if out is None else out
+    return _op(gate, up, *constants[:3]) if out is None else out
 
 
 def _packed_forward(x: Tensor, constants: Constants, interleaved: bool) -> Tensor:
     out = None if dispatch.is_watched() else kernels.gates.launch_packed_swiglu(x, *constants, interleaved)
-    return _packed_op(x, *constants, interleaved) if out is None else out
+    return _packed_op(x, *constants[:3], interleaved) if out is None else out
 
 
 def _op_of_grad(grad_out: Tensor, gate: Tensor, alpha: float) -> Tensor:
@@ -129,7 +131,12 @@ class SwiGLUFunction(Function):
             return None, grad_up, None
         found = kernels.gates.launch_swiglu_backward(grad_out, gate, up, *constants) if by_kernel else None
         if found is None:
-            found = shared.by_operators(partial(_gradients, **constants._asdict()), grad_out, gate, up)
+            found = shared.by_operators(
+                partial(_gradients, alpha=constants.alpha, limit=constants.limit, up_offset=constants.up_offset),
+                grad_out,
+                gate,
+                up,
+            )
         return *found, None
 
 
@@ -151,7 +158,9 @@ class PackedSwiGLUFunction(Function):
         if dispatch.reads(grad_out, x):
             grad_in = kernels.gates.launch_packed_swiglu_backward(grad_out, x, *ctx.constants, ctx.interleaved)
         if grad_in is None:
-            gradient = partial(_packed_gradient, **ctx.constants._asdict(), interleaved=ctx.interleaved)
+            alpha, limit, up_offset, _ = ctx.constants
+            options = {"alpha": alpha, "limit": limit, "up_offset": up_offset, "interleaved": ctx.interleaved}
+            gradient = partial(_packed_gradient, **options)
             grad_in = shared.by_operators(gradient, grad_out, x)
         return grad_in, None, None
 
@@ -181,7 +190,8 @@ def swiglu(
         up: a tensor of the shape and dtype of ``gate``.
         alpha: a finite number, the slope of σ. gpt-oss has 1.702.
         limit: a number above 0 that bounds gate from above and up on both sides, or None. gpt-oss has 7. The gradient
-            of what is clamped, and of a NaN, is 0; at the limit itself it is passed on, as by ``torch.clamp``.
+            of what is clamped, and of a NaN, is 0; at the limit itself it is that of ``torch.clamp``, which PyTorch
+            2.14 made 0, too.
         up_offset: a finite number. gpt-oss has 1.
         interleaved: whether the even columns of a packed tensor are the gate and the odd ones up, as in gpt-oss. They
             are copied in float64, and where they do not lie side by side or are not aligned to two elements.
