@@ -59,11 +59,13 @@ def write_gradient(
     )
 
 
-def write_sum(formula: Any, inputs: Operands, out: Tensor, constants: Constants = (), mean: bool = False) -> bool:
-    """Write the sum or the mean of ``formula(*inputs)`` to ``out``; False where neither template takes the inputs.
+def write_sum(
+    formula: Any, inputs: Operands, out: Tensor, constants: Constants = (), divisor: float | Tensor | None = None
+) -> bool:
+    """Write the sum of ``formula(*inputs)``, over ``divisor``, to ``out``; False where no template takes the inputs.
 
-    Two launches, or one where a single block or tile holds all. The order of the additions is fixed; those within a
-    block are taken in float32 (float64 for float64), the others in float64.
+    Two launches, or one where a single block or tile holds all and the divisor is no tensor. The order of the additions
+    is fixed; those within a block are taken in float32 (float64 for float64), the others in float64.
     """
     first = inputs[0]
     n_elements = first.numel()
@@ -76,17 +78,21 @@ def write_sum(formula: Any, inputs: Operands, out: Tensor, constants: Constants 
         layout, programs = None, (n_elements - 1) // block_size(first) + 1
     else:
         programs = tiling(layout, first.element_size(), None).programs
-    scale = bits_of(1 / n_elements) if mean else None
+    of_tensor, scale = None, None
+    if isinstance(divisor, Tensor):
+        of_tensor = divisor
+    elif divisor is not None:
+        scale = bits_of(1 / divisor)
     partials, of_tiles = out, scale
-    if programs > 1:
+    if programs > 1 or of_tensor is not None:
         dtype = torch.float64 if torch.float64 in [x.dtype for x in inputs] else torch.float32
         partials, of_tiles = torch.empty((1, programs, 1), dtype=dtype, device=first.device), None
     if layout is None:
         launch(formula, (), inputs, (), constants, partials, of_tiles)
     else:
         launch_tiled(formula, (), inputs, (), layout, constants, partials, None, of_tiles)
-    if programs > 1:
-        add_up(partials, out, (0, 0), scale)
+    if partials is not out:
+        add_up(partials, out, (0, 0), scale, of_tensor)
     return True
 
 

@@ -1,4 +1,4 @@
-"""The losses: the formulas, and their launchers.
+"""The losses: the formulas, which :mod:`.kept` launches, and logsigmoid.
 
 All is made of t = σ(-|x|), which is small and exact where σ saturates. With it σ(x) and σ(-x) are t and 1 - t, in the
 order that the sign of x says, and log(1 + e^-|x|) is -log(1 - t): one exponential per element, and no logarithm.
@@ -7,24 +7,16 @@ A target y, which need not be 0 or 1, has two parts, y and 1 - y. The one that s
 and 1 - y otherwise, is called ``against``, the other ``agreeing``. In their terms the loss is the same function of |x|
 on both sides of 0, and the gradient changes sign. Operands may differ in dtype; ``wide`` says whether the result has
 more than 16 bits.
-
-The operands of a loss are the input, its target, and what else broadcasts to the input. Sums are taken in one order for
-all runs: each tile's in the kernel, in float32 (float64 for float64), and those of the tiles by PyTorch in float64.
 """
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elementwise import write, write_gradient, write_sum
+from .elementwise import write, write_gradient
 from .intrinsics import exp2_approx, fma, widen
-from .pointwise import empty_output, factor
+from .pointwise import empty_output
 from .scalar import log1p_exp, softplus, tail
-
-Constants = tuple[Any, ...]
 
 
 @triton.jit
@@ -216,73 +208,3 @@ def launch_logsigmoid_backward(grad_out: Tensor, x: Tensor) -> Tensor | None:
     """grad_in = grad_out · σ(-x). Moves 3 bytes per byte of ``x``."""
     grad_in = empty_output(x)
     return grad_in if write_gradient(logsigmoid_backward, grad_out, (x,), (grad_in,)) else None
-
-
-def launch_bce(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
-    reduction: str,
-    dtype: torch.dtype,
-) -> Tensor | None:
-    """The loss in ``dtype``. Reads 2 bytes per byte of ``input``, and writes one more where it is not reduced."""
-    constants = (weight is not None, pos_weight is not None, dtype.itemsize > 2)
-    return _loss(bce, _given(input, target, weight, pos_weight), reduction, dtype, constants)
-
-
-def launch_bce_backward(
-    grad_out: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
-    reduction: str,
-) -> Tensor | None:
-    """The gradient of the input. Moves 3 bytes per byte of ``input``, 4 where the loss was not reduced."""
-    constants = (weight is not None, pos_weight is not None)
-    operands = _given(input, target, weight, pos_weight)
-    return _gradient(bce_backward, grad_out, operands, reduction, constants)
-
-
-def launch_focal(
-    input: Tensor, target: Tensor, alpha: float, gamma: float, reduction: str, dtype: torch.dtype
-) -> Tensor | None:
-    """The loss in ``dtype``. Reads 2 bytes per byte of ``input``, and writes one more where it is not reduced."""
-    constants = (float(alpha), float(gamma), dtype.itemsize > 2)
-    return _loss(focal, (input, target), reduction, dtype, constants)
-
-
-def launch_focal_backward(
-    grad_out: Tensor, input: Tensor, target: Tensor, alpha: float, gamma: float, reduction: str
-) -> Tensor | None:
-    """The gradient of the input. Moves 3 bytes per byte of ``input``, 4 where the loss was not reduced."""
-    constants = (float(alpha), float(gamma))
-    return _gradient(focal_backward, grad_out, (input, target), reduction, constants)
-
-
-def _given(input: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
-    """The tensors among the operands, as large as ``input``."""
-    return (input, *(x.expand_as(input) for x in others if x is not None))
-
-
-def _loss(
-    formula: Any, operands: tuple[Tensor, ...], reduction: str, dtype: torch.dtype, constants: Constants
-) -> Tensor | None:
-    input, target, *_ = operands
-    if reduction == "none":
-        out = torch.empty_like(target, dtype=dtype)  # PyTorch's own result has the strides of the target, too
-        return out if write(formula, operands, (out,), (), constants) else None
-    out = torch.empty((), dtype=dtype, device=input.device)
-    return out if write_sum(formula, operands, out, constants, reduction == "mean") else None
-
-
-def _gradient(
-    formula: Any, grad_out: Tensor, operands: tuple[Tensor, ...], reduction: str, constants: Constants
-) -> Tensor | None:
-    input = operands[0]
-    grad_in = empty_output(input)
-    if reduction == "none":
-        return grad_in if write_gradient(formula, grad_out, operands, (grad_in,), constants) else None
-    scale = factor(1 / input.numel(), input.dtype) if reduction == "mean" else None
-    return grad_in if write(formula, operands, (grad_in,), (grad_out,), constants, scale) else None

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .intrinsics import widen
 from .launch import kind
 from .launch import launch as launch_kernel
 from .pointwise import store_sum
@@ -16,6 +17,7 @@ SHAPE_OF_ONE, SHAPE_OF_MANY = (4096, 1), (32, 32)
 def sums_kernel(
     partials,
     out,
+    divisor,
     steps,
     n_partials: tl.int64,
     n_results: tl.int64,
@@ -26,7 +28,8 @@ def sums_kernel(
 ):
     """out[batch, i] = the sum of partials[batch, :, i], taken in float64; ``steps`` are those of out, per batch and i.
 
-    ``scale``, the bits of a float64 or None, multiplies it. ``blocks`` of COLUMNS results make up a batch.
+    ``scale``, the bits of a float64 or None, multiplies it; ``divisor``, an address or None, divides it. ``blocks`` of
+    COLUMNS results make up a batch.
     """
     batch = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
@@ -39,15 +42,23 @@ def sums_kernel(
         total += tl.load(pointers, mask=mask, other=0.0).to(tl.float64)
         pointers += ROWS * n_results
         left -= ROWS
-    store_sum(out + batch * steps[0] + column * steps[1], tl.sum(total, axis=0), scale, column < n_results)
+    total = tl.sum(total, axis=0)
+    if divisor is not None:
+        total = total / widen(tl.load(divisor)).to(tl.float64)
+    store_sum(out + batch * steps[0] + column * steps[1], total, scale, column < n_results)
 
 
-def add_up(partials: Tensor, out: Tensor, steps: tuple[int, int], scale: int | None = None) -> None:
-    """Write the sums of ``partials``, [batch, partial, result], to ``out``, where ``steps`` say."""
+def add_up(
+    partials: Tensor, out: Tensor, steps: tuple[int, int], scale: int | None = None, divisor: Tensor | None = None
+) -> None:
+    """Write the sums of ``partials``, [batch, partial, result], to ``out``, where ``steps`` say.
+
+    They are multiplied by ``scale``, the bits of a float64, or divided by ``divisor``, a tensor of one number.
+    """
     batch, n_partials, n_results = partials.shape
     rows, columns = SHAPE_OF_ONE if n_results == 1 else SHAPE_OF_MANY
     blocks = (n_results - 1) // columns + 1
-    args = (partials, out, steps, n_partials, n_results, blocks, scale, rows, columns)
-    kinds = [(x.dtype, x.data_ptr() % 16 == 0) for x in (partials, out)]
+    args = (partials, out, divisor, steps, n_partials, n_results, blocks, scale, rows, columns)
+    kinds = [(x.dtype, x.data_ptr() % 16 == 0) for x in (partials, out, divisor) if x is not None]
     key = (id(sums_kernel), out.get_device(), *kinds, *map(kind, steps), scale is None, rows)
     launch_kernel(sums_kernel, batch * blocks, args, key)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigmoid_op.kernels import gates, losses, sigmoid
+from sigmoid_op.kernels import gates, kept, losses, sigmoid
 from sigmoid_op.kernels.frame import frame
 from sigmoid_op.kernels.pointwise import BLOCK_SIZES, max_registers, pointwise_kernel
 from sigmoid_op.kernels.tiled import arguments, tiled_kernel, tiling
@@ -35,18 +35,19 @@ class Kernel:
     constants: Callable[[torch.dtype], tuple[Any, ...]] = lambda dtype: ()
     summed: bool = False
     scaled: bool = False
+    masked: bool = False
     template: Any = pointwise_kernel
     n_elements: int = 2**20
     misaligned_inputs: bool = False
     misaligned_outputs: bool = False
 
     def bytes_per_element(self, dtype: torch.dtype) -> float:
-        """What it reads and writes, all operands having one dtype, but for pairs."""
-        return (self.inputs + self.outputs) * dtype.itemsize
+        """What it reads and writes, all operands having one dtype, but for pairs and a mask of bytes."""
+        return (self.inputs + self.outputs) * dtype.itemsize + self.masked
 
     def max_registers(self, dtype: torch.dtype) -> int | None:
         """As ``launch`` has it compiled."""
-        return max_registers(dtype.itemsize, self.inputs)
+        return max_registers(dtype.itemsize, self.inputs + self.masked)
 
     def arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
         """As ``launch`` passes them for operands of ``dtype``, of which a misaligned one is ``x[1:]``."""
@@ -56,6 +57,8 @@ class Kernel:
 
         scalars, inputs = operands(self.scalars), operands(self.inputs, self.misaligned_inputs)
         outputs = operands(self.outputs, self.misaligned_outputs)
+        if self.masked:
+            inputs += (meta((self.n_elements,), torch.uint8),)
         zero = 0 if self.misaligned_inputs or self.misaligned_outputs else None
         block_size = BLOCK_SIZES[dtype.itemsize]
         constants = self.constants(dtype)
@@ -96,6 +99,7 @@ class TiledKernel:
     operands: Callable[[torch.dtype], tuple[Operands, Operands]]
     constants: Callable[[torch.dtype], tuple[Any, ...]] = lambda dtype: ()
     summed: bool = False
+    scalars: int = 0
     axis: int | None = None
     template: Any = tiled_kernel
 
@@ -117,7 +121,8 @@ class TiledKernel:
         offsets = tuple(int(x.storage_offset()) or None for x in outputs + inputs)  # of a half
         layout = replace(layout, offsets=offsets, tilings={})
         tiles = tiling(layout, (outputs or inputs)[0].element_size(), self.axis)
-        return arguments(self.formula, (), inputs, outputs, layout, tiles, self.constants(dtype), sums, self.axis)
+        scalars = (meta((1,), torch.float32),) * self.scalars
+        return arguments(self.formula, scalars, inputs, outputs, layout, tiles, self.constants(dtype), sums, self.axis)
 
 
 def _bytes(x: Tensor) -> int:
@@ -141,6 +146,13 @@ def _channels(dtype: torch.dtype, *, backward: bool, channels_last: bool) -> tup
     x = meta((64, 256, 56, 56), dtype, (0, 2, 3, 1) if channels_last else None)
     gate = meta((64, 256, 1, 1), dtype).expand_as(x)
     return ((x, x, gate) if backward else (x, gate)), (x,)
+
+
+def _classes(dtype: torch.dtype, *, backward: bool) -> tuple[Operands, Operands]:
+    """Logits as rows of classes, the class of each row, and the number of each column."""
+    x = meta((2**14, 128), dtype)
+    rows, columns = meta((2**14, 1), torch.int64), meta((128,), torch.int32)
+    return (x, rows.expand_as(x), columns.expand_as(x)), (x,) if backward else ()
 
 
 def _is_wide(dtype: torch.dtype) -> bool:
@@ -196,6 +208,24 @@ FAMILY: tuple[Kernel | TiledKernel, ...] = (
     Kernel("BCE backward", losses.bce_backward, 1, 2, 1, lambda dtype: (False, False), scaled=True),
     Kernel("focal", losses.focal, 0, 2, 0, lambda dtype: (0.25, 2.0, _is_wide(dtype)), summed=True),
     Kernel("focal backward", losses.focal_backward, 1, 2, 1, lambda dtype: (0.25, 2.0), scaled=True),
+    Kernel("BCE masked", kept.kept_bce, 0, 2, 0, lambda dtype: (False, False, _is_wide(dtype)), True, masked=True),
+    Kernel(
+        "BCE masked backward", kept.kept_bce_backward, 2, 2, 1, lambda dtype: (False, False, True, True), masked=True
+    ),
+    TiledKernel(
+        "focal of classes",
+        kept.class_focal,
+        partial(_classes, backward=False),
+        lambda dtype: (0.25, 2.0, _is_wide(dtype), False),
+        summed=True,
+    ),
+    TiledKernel(
+        "focal of classes backward",
+        kept.class_focal_backward,
+        partial(_classes, backward=True),
+        lambda dtype: (0.25, 2.0, False, True),
+        scalars=2,
+    ),
     TiledKernel("packed swiglu", gates.swiglu, partial(_packed, backward=False), constants=_plain),
     TiledKernel("packed swiglu backward", gates.swiglu_backward, partial(_packed, backward=True), constants=_plain),
     TiledKernel("glu", gates.sigmoid_gate, partial(_packed, backward=False)),

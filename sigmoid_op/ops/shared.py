@@ -178,8 +178,3 @@ def takes_loss(op: str, input: Tensor, target: Tensor, *weights: Tensor | None) 
 def result_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
     """``dtype``, or float32 in place of 16 bits under autocast, which has PyTorch compute losses in float32."""
     return torch.float32 if dtype in dispatch.HALF_DTYPES and torch.is_autocast_enabled(device_type) else dtype
-
-
-def grad_per_element(grad_out: Tensor, input: Tensor, reduction: str) -> Tensor:
-    """The gradient of the loss of each logit, from that of their mean or sum."""
-    return grad_out / input.numel() if reduction == "mean" else grad_out

@@ -136,6 +136,9 @@ def test_fallback_of_the_focal_loss_is_its_definition(fallback: Route, loss: Los
     torch.testing.assert_close(gradient, slopes / (63 if reduction == "mean" else 1), rtol=1e-9, atol=1e-12)
 
 
+OURS = [("mask", None), ("normalizer", None)]
+
+
 def test_focal_loss_is_torchvisions(route: Route) -> None:
     """Signature, values and errors are those of torchvision's own function, where it is installed."""
     theirs = pytest.importorskip("torchvision.ops").sigmoid_focal_loss
@@ -150,12 +153,13 @@ def test_focal_loss_is_torchvisions(route: Route) -> None:
         torch.testing.assert_close(ours, theirs(x, target, **options), rtol=1e-5, atol=1e-7)
     for bad in ({"alpha": 2}, {"alpha": -0.5}, {"alpha": float("nan")}, {"reduction": "average"}):
         _assert_same_outcome(sigmoid_focal_loss, theirs, x, target, **bad)
-    assert _parameters(sigmoid_focal_loss) == _parameters(theirs)
+    assert _parameters(sigmoid_focal_loss) == [*_parameters(theirs), *OURS]
 
 
 def test_signatures() -> None:
-    """Parameters have the names, the order and the defaults that PyTorch gives them."""
-    assert _parameters(binary_cross_entropy_with_logits) == _parameters(F.binary_cross_entropy_with_logits)
+    """Parameters have the names, the order and the defaults that PyTorch gives them; ours come after them."""
+    theirs = _parameters(F.binary_cross_entropy_with_logits)
+    assert _parameters(binary_cross_entropy_with_logits) == [*theirs, *OURS]
     assert _parameters(logsigmoid) == [("input", inspect.Parameter.empty)]  # PyTorch's is built in
 
 

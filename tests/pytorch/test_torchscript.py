@@ -16,14 +16,18 @@ from tests.conftest import Route
 
 @dataclass(frozen=True)
 class Call:
-    """The operands of a function, and for each other argument a value, as it stands in the script."""
+    """The operands of a function, and for each other argument a value, as it stands in the script.
+
+    ``sets`` are the keywords that are given together, where not each goes alone and all together.
+    """
 
     operands: tuple[str, ...]
     keywords: dict[str, str] = field(default_factory=dict)
+    sets: tuple[tuple[str, ...], ...] = ()
 
     def spellings(self, name: str) -> dict[str, str]:
         """The call without keywords, with each of them, and with all."""
-        sets = [[], *([keyword] for keyword in self.keywords), list(self.keywords)]
+        sets = self.sets or ((), *((keyword,) for keyword in self.keywords), tuple(self.keywords))
         return {
             ", ".join(keywords) or "no keyword": f"sigmoid_op.{name}("
             + ", ".join([*self.operands, *(f"{keyword}={self.keywords[keyword]}" for keyword in keywords)])
@@ -49,9 +53,25 @@ CALLS: dict[str, Call] = {
             "reduce": "True",
             "reduction": "'sum'",
             "pos_weight": "2 * torch.ones_like(y)",
+            "mask": "y > 0.3",
+            "normalizer": "3.0",
         },
+        (
+            (),
+            *((keyword,) for keyword in ("weight", "size_average", "reduce", "reduction", "pos_weight")),
+            *(("mask",), ("normalizer",)),
+            ("weight", "size_average", "reduce", "reduction", "pos_weight"),
+            ("weight", "reduction", "pos_weight", "mask", "normalizer"),
+        ),
     ),
-    "sigmoid_focal_loss": Call(("x", "y"), {"alpha": "0.5", "gamma": "3.0", "reduction": "'mean'"}),
+    "sigmoid_focal_loss": Call(
+        ("x", "y"),
+        {"alpha": "0.5", "gamma": "3.0", "reduction": "'mean'", "mask": "y > 0.3", "normalizer": "y.sum()"},
+        (
+            *((), ("alpha",), ("gamma",), ("reduction",), ("mask",)),
+            *(("reduction", "normalizer"), ("alpha", "gamma", "reduction", "mask", "normalizer")),
+        ),
+    ),
 }
 NOT_OPS = {"convert", "enable", "revert"}
 SPELLINGS = [
