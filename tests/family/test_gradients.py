@@ -106,7 +106,12 @@ def test_gradcheck_catches_gradients_of_the_other_operand(kernel_route: Route, m
 FREEZABLE = [(SIGMOID_GATE, "matrix"), (SIGMOID_GATE, "per feature"), (SWIGLU, "matrix")]
 
 
-@pytest.mark.parametrize(("member", "variant"), FREEZABLE, ids=lambda value: getattr(value, "name", value))
+CLAMPED_SWIGLU = next(member for member in MEMBERS if member.name == "clamped swiglu")
+
+
+@pytest.mark.parametrize(
+    ("member", "variant"), [*FREEZABLE, (CLAMPED_SWIGLU, "matrix")], ids=lambda value: getattr(value, "name", value)
+)
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_one_operand_is_frozen(route: Route, member: Member, variant: str, frozen: int) -> None:
     """An operand that requires no gradient gets none, and the other has the one it always has."""
@@ -134,6 +139,23 @@ def test_a_frozen_gate_is_all_that_is_kept(
     scaled.detach().zero_()
     out.sum().backward()
     assert launches == [member.launched(torch.float32)[0]] * 2
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_an_operand_made_in_inference_mode(kernel_route: Route, launches: list[str], frozen: int) -> None:
+    """It cannot be saved for a gradient: beside an operand that has one, PyTorch's form runs, as far as that can."""
+    operands = list(SIGMOID_GATE.operands("matrix", torch.float64, kernel_route.device))
+    operands[1 - frozen].requires_grad_()
+    with torch.inference_mode():
+        operands[frozen] = operands[frozen].clone()
+    if frozen == 0:  # which PyTorch's form saves, too
+        with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+            sigmoid_gate(*operands)
+    else:
+        sigmoid_gate(*operands).sum().backward()
+        exact, _ = SIGMOID_GATE.true_gradients(torch.ones_like(operands[0]), *operands)[0]
+        torch.testing.assert_close(operands[0].grad, exact, check_device=False)
+    assert launches == []
 
 
 @pytest.mark.parametrize("variant", ["matrix", "per feature"])
@@ -193,6 +215,19 @@ def test_gradients_of_gradients_do_not_die(kernel_route: Route, x: float) -> Non
     (curvature,) = torch.autograd.grad(slope.sum(), gate)
     exact = torch.full((3,), -math.copysign(math.exp(-30), x), dtype=torch.float64)
     torch.testing.assert_close(curvature.cpu().double(), exact, rtol=1e-6, atol=0)
+
+
+@every_member
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gradients_to_be_differentiated_are_rounded_once(
+    kernel_route: Route, member: Member, dtype: torch.dtype
+) -> None:
+    """With create_graph, gradients of 16 bits by PyTorch's operators are as near to the truth as the kernel's."""
+    leaves = _leaves(member, "matrix", dtype, kernel_route)
+    out = member.ours(*leaves)
+    grad_out = torch.linspace(-2, 3, out.numel(), dtype=dtype, device=out.device).view(out.shape)
+    gradients = torch.autograd.grad(out, leaves, grad_out, create_graph=True)
+    member.assert_gradients_within(PRODUCT_GRADIENT_ULPS[dtype], gradients, grad_out, *leaves)
 
 
 @every_member

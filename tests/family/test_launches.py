@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from bench.ops import OPS, Op
+from sigmoid_op import dispatch
 from sigmoid_op.ops import bce, focal, gate, glu, logsigmoid, shared, sigmoid, silu, swiglu
-from tests.conftest import Route
+from tests.conftest import Route, kernels_from
 from tests.fake_kernel import FakeKernel
 
 every_row = pytest.mark.parametrize("row", OPS, ids=lambda row: row.name)
@@ -53,6 +54,21 @@ def test_another_length_compiles_nothing(jit: FakeKernel, kernel_route: Route, r
     for n_rows in (3, 5, 7):
         _run(row, _operands(row, n_rows * width, "cpu"), lambda: 0)
     assert len(jit.launched) == compiled
+
+
+@every_row
+def test_each_op_has_a_threshold_of_its_own(
+    kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch, row: Op
+) -> None:
+    """It asks for the one of its name, and for no other."""
+    operands = _operands(row, 1024, kernel_route.device)
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(2**20) | {row.key: 1})
+    row.ours(*operands)
+    assert launches
+    launches.clear()
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(1) | {row.key: 2**20})
+    row.ours(*operands)
+    assert launches == []
 
 
 FUNCTIONS = [

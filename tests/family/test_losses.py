@@ -84,11 +84,16 @@ def test_dtypes(route: Route, dtype: torch.dtype, target_dtype: torch.dtype, aut
 
 
 def test_the_gradient_of_a_mean_is_rounded_once(kernel_route: Route) -> None:
-    """In bfloat16 a third is not rounded before it is multiplied."""
+    """A third is not rounded before it is multiplied: not in bfloat16, nor in float32, where it would show less."""
     x = _random(3, seed=1, dtype=torch.bfloat16).to(kernel_route.device).requires_grad_()
     BCE.ours(x, torch.ones_like(x, requires_grad=False)).backward()
     assert x.grad is not None
     assert_within_ulps(x.grad.cpu(), -torch.sigmoid(-x.detach().cpu().double()) / 3, 0.52)
+    wrong = torch.full((3,), 100.0, device=kernel_route.device, requires_grad=True)  # of slope 1
+    loss = BCE.ours(wrong, torch.zeros_like(wrong))
+    for grad_out in torch.arange(1.0, 64.0, device=kernel_route.device):
+        (grad_in,) = torch.autograd.grad(loss, wrong, grad_out, retain_graph=True)
+        assert torch.equal(grad_in, (grad_out / 3).expand(3))
 
 
 @each_kind

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import Route
-from tests.members import Member, Op
+from tests.members import SIGMOID_GATE, Member, Op
 from tests.pytorch.ops import every_op
 from tests.pytorch.test_compile import Recorder
 
@@ -140,6 +141,54 @@ def test_dual_numbers(route: Route, op: Member, mode: type) -> None:
     exact = sum((slope * v.cpu() for (slope, _), v in zip(slopes, op.parts(*tangents), strict=True)), start=0)
     torch.testing.assert_close(out, op.truth(*operands), check_device=False)
     torch.testing.assert_close(tangent, exact, check_device=False)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_tangent_of_one_operand(kernel_route: Route, launches: list[str], at: int) -> None:
+    """Of whichever operand it is: a kernel would lose it."""
+    operands = list(_operands(SIGMOID_GATE, kernel_route))
+    tangent = torch.ones_like(operands[at])
+    with forward_ad.dual_level():
+        dual = operands.copy()
+        dual[at] = forward_ad.make_dual(operands[at], tangent)
+        found = forward_ad.unpack_dual(SIGMOID_GATE.ours(*dual)).tangent
+    exact, _ = SIGMOID_GATE.true_gradients(tangent, *operands)[at]
+    torch.testing.assert_close(found, exact, check_device=False)
+    assert launches == []
+
+
+@every_op
+def test_inside_a_transform_of_something_else(kernel_route: Route, op: Member) -> None:
+    """Operands from outside of it, which it does not wrap, keep the gradient that autograd records."""
+    leaves = [operand.requires_grad_() for operand in _operands(op, kernel_route)]
+    factor = torch.ones_like(op.theirs(*leaves)).detach()
+    out = grad(lambda factor: (factor * op.ours(*leaves)).sum())(factor)
+    exact = [gradient for gradient, _ in op.true_gradients(torch.ones_like(out), *leaves)]
+    gradients = torch.autograd.grad(out.sum(), leaves)
+    torch.testing.assert_close(list(op.parts(*gradients)), exact, check_device=False)
+
+
+@every_op
+def test_a_mode_sees_operators(kernel_route: Route, launches: list[str], op: Member) -> None:
+    """Whatever watches operators, to count or to record them, sees those of forward and of backward."""
+
+    class Count(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            self.seen += 1
+            return func(*args, **(kwargs or {}))
+
+    leaves = [operand.requires_grad_() for operand in _operands(op, kernel_route)]
+    with Count() as forward:
+        out = op.ours(*leaves)
+    assert launches == []
+    out = op.ours(*leaves)
+    assert launches == [op.kernels[0]]
+    with Count() as backward:
+        torch.autograd.grad(out, leaves, torch.ones_like(out.detach()))
+    assert launches == [op.kernels[0]]
+    assert min(forward.seen, backward.seen) > 0
 
 
 @every_op

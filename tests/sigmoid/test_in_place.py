@@ -64,9 +64,11 @@ def test_a_view_and_its_base(route: Route) -> None:
 
 
 def test_inference_mode(route: Route) -> None:
-    """Inference tensors, which have no version counter, are overwritten."""
+    """Inference tensors, which have no version counter, are overwritten; outside of it not even under no_grad."""
     with torch.inference_mode():
         assert sigmoid_(torch.zeros(3, device=route.device)).tolist() == [0.5, 0.5, 0.5]
+    with torch.no_grad(), pytest.raises(RuntimeError, match="Inplace update to inference tensor outside"):
+        sigmoid_(_inference_tensor(route.device))
 
 
 @pytest.mark.parametrize("function", [sigmoid, sigmoid_])

@@ -38,13 +38,18 @@ def test_no_kernel_serves_another_kind(jit: FakeKernel) -> None:
     assert (x.data_ptr() % 16, odd.data_ptr() % 16) == (0, 8)
 
     def launch_one_of(
-        *inputs: Tensor, scalars: tuple[Tensor, ...] = (), output: Tensor = x, constants: Any = ()
+        *inputs: Tensor,
+        scalars: tuple[Tensor, ...] = (),
+        output: Tensor = x,
+        constants: Any = (),
+        scale: int | None = None,
     ) -> None:
-        pointwise.launch(formulas.sigmoid_backward, scalars, inputs, (output,), constants)
+        pointwise.launch(formulas.sigmoid_backward, scalars, inputs, (output,), constants, None, scale)
 
     kinds: list[Callable[[], None]] = [
         lambda: launch_one_of(x, x),
         lambda: launch_one_of(x, scalars=(one,)),
+        lambda: launch_one_of(x, scalars=(one,), scale=1),
         lambda: launch_one_of(x, x, constants=(0.25, 2.0)),
         lambda: launch_one_of(x, x, constants=(0.5, 2.0)),
         lambda: launch_one_of(x, y),
@@ -103,7 +108,8 @@ def test_another_device_is_made_current(jit: FakeKernel, monkeypatch: pytest.Mon
     assert entered == []
     monkeypatch.setattr(FakeDriver, "current", 1)
     _launch(torch.zeros(3))
-    assert entered == [-1]
+    _launch(torch.zeros(3), formulas.sigmoid_exact)  # not compiled yet
+    assert entered == [-1, -1]
 
 
 def test_profilers_see_every_launch(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,6 +205,23 @@ def _launch(
     tiled.launch_tiled(formula, (), (x, gate.expand_as(x)), (out,), layout, **keywords)
 
 
+def test_a_frame_is_cut_for_each_sum_and_dtype() -> None:
+    """However it was cut before: a forward and a gradient may find the same frame."""
+    layout = frames.frame((6, 4096), ((4096, 1), (0, 1)))
+    assert layout is not None
+    for _ in range(2):
+        shapes = [tiled.tiling(layout, 4, axis).shape_of_sums for axis in (None, 0, 1)]
+        assert shapes == [(1, 12, 1), (1, 1, 4096), (1, 2, 6)]
+        assert [tiled.tiling(layout, itemsize, None).tile[1] for itemsize in (4, 8)] == [2048, 1024]
+
+
+def _launch_halves(x: Tensor, halves: tuple[int | None, ...]) -> None:
+    """The first is the result, as large as a half; the others are halves of ``x``."""
+    layout = frames.frame_of_halves(tuple(x.shape), 1, halves)
+    assert layout is not None
+    tiled.launch_tiled(gate_formulas.sigmoid_gate, (), (x, x), (torch.empty(len(x), x.shape[1] // 2),), layout)
+
+
 def test_compiles_once_for_each_kind(jit: FakeKernel) -> None:
     """A second launch of one kind skips Triton's binding; whatever Triton would specialize on makes another kind."""
     x, gate = torch.zeros(6, 16), torch.zeros(16)
@@ -224,6 +241,30 @@ def test_compiles_once_for_each_kind(jit: FakeKernel) -> None:
         lambda: _launch(x, gate, constants=(1,)),
         lambda: _launch(x, gate, summed=True, axis=0),
         lambda: _launch(x, gate, summed=True, axis=1),
+        lambda: _launch(x, gate, summed=True, axis=1, scale=1),
+        lambda: _launch_halves(x, (None, 0, 1)),
+        lambda: _launch_halves(x, (None, 1, 0)),
+        lambda: _launch_halves(x, (None, 0, 0)),
+    ]
+    for count, launch in enumerate(others, start=2):
+        launch()
+        assert len(jit.launched) == count
+
+
+def test_sums_of_partials_compile_once_for_each_kind(jit: FakeKernel) -> None:
+    """The same of the kernel that adds up what the tiles added up, whatever the number of partial sums."""
+    many, one, steps = torch.zeros(2, 64, 48), torch.zeros(2, 4097, 1), (48, 1)
+    for partials in (many, many[:1], torch.zeros(3, 5, 48)):
+        sums.add_up(partials, torch.zeros(200), steps)
+    assert len(jit.launched) == 1
+    others: list[Callable[[], None]] = [
+        lambda: sums.add_up(many, torch.zeros(200), steps, scale=1),
+        lambda: sums.add_up(many, torch.zeros(200), (1, 2)),
+        lambda: sums.add_up(many, torch.zeros(200), (3, 1)),
+        lambda: sums.add_up(one, torch.zeros(200), steps),
+        lambda: sums.add_up(many.double(), torch.zeros(200), steps),
+        lambda: sums.add_up(many, torch.zeros(200).bfloat16(), steps),
+        lambda: sums.add_up(many, torch.zeros(201)[1:], steps),
     ]
     for count, launch in enumerate(others, start=2):
         launch()
