@@ -83,6 +83,31 @@ def test_gradients_at_the_limit(route: Route, launches: list[str], dtype: torch.
     assert launches == (["swiglu", "swiglu_backward"] if route.uses_kernels else [])
 
 
+@pytest.mark.parametrize("offset", [-0.5, 2.0])
+def test_an_up_offset_is_added_to_up(route: Route, offset: float) -> None:
+    """Of either sign."""
+    gate, up = torch.linspace(-3, 3, 16, dtype=torch.float64, device=route.device).view(2, 8)
+    torch.testing.assert_close(swiglu(gate, up, up_offset=offset), swiglu(gate, up + offset))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_interleaved_rows_an_odd_step_apart(route: Route, dtype: torch.dtype) -> None:
+    """No pair of every second row is one integer in memory: the result is that of a contiguous copy."""
+    x = torch.linspace(-3, 3, 28, dtype=dtype, device=route.device).view(4, 7)[:, :6].requires_grad_()
+    copy = x.detach().contiguous().requires_grad_()
+    outs = [swiglu(operand, interleaved=True) for operand in (x, copy)]
+    torch.testing.assert_close(*outs)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(out.sum(), leaf) for out, leaf in zip(outs, (x, copy), strict=True))
+    )
+
+
+def test_a_limit_that_is_zero_in_the_dtype(route: Route) -> None:
+    """It clamps to 0, and does not pass for none."""
+    x = torch.ones(2, 4, dtype=torch.float16, device=route.device)
+    assert swiglu(x, x, limit=1e-9).eq(0).all()
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_special_values_of_clamped_operands(route: Route, interleaved: bool) -> None:
     """Infinities are clamped, NaN stays NaN, in gate and in up."""

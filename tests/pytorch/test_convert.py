@@ -232,9 +232,11 @@ def test_shared_at_every_level() -> None:
     for _ in range(40):
         model = nn.ModuleList([model, model])
     deepest = ".".join("0" * 39)
-    assert convert(model).replaced == {f"{deepest}.0": Sigmoid, f"{deepest}.1": Sigmoid}
+    converted = convert(model).replaced  # by itself: a failed assert would print the model, path by path
+    assert converted == {f"{deepest}.0": Sigmoid, f"{deepest}.1": Sigmoid}
     assert type(gate) is Sigmoid
-    assert list(revert(model).replaced) == [f"{deepest}.0", f"{deepest}.1"]
+    reverted = revert(model).replaced
+    assert list(reverted) == [f"{deepest}.0", f"{deepest}.1"]
 
 
 def test_twice_is_once() -> None:
