@@ -143,9 +143,12 @@ def is_differentiated(x: Tensor) -> bool:
         return functorch_active()
     if not (x.is_floating_point() or x.is_complex()) or x.is_mkldnn:
         return False
-    if forward_ad_level() >= 0 and _has_tangent(x):
+    if is_functorch_wrapped(x) and (x.requires_grad or is_differentiated(unwrapped(x))):
         return True
-    return is_functorch_wrapped(x) and (x.requires_grad or is_differentiated(unwrapped(x)))
+    try:
+        return forward_ad_level() >= 0 and _has_tangent(x)
+    except RuntimeError:  # of a tensor that vmap has batched: the tangent is that of what it wraps
+        return False
 
 
 def reads(*operands: Tensor | None) -> bool:

@@ -58,6 +58,9 @@ def test_under_vmap(route: Route, name: str) -> None:
     """Mapped over, and not differentiated."""
     x = BYSTANDERS[name]().to(route.device)
     assert torch.equal(vmap(exact)(x), vmap(torch.sigmoid)(x))
+    one = torch.ones((), device=route.device)
+    expected = vmap(torch.sigmoid)(x)
+    assert torch.equal(jvp(lambda w: w * vmap(exact)(x), (one,), (one,))[1], expected)
 
 
 @pytest.mark.parametrize("name", ["bool", "complex"])
@@ -69,7 +72,7 @@ def test_as_an_argument_that_is_not_differentiated(route: Route, name: str) -> N
     assert torch.equal(vmap(grad(lambda w, x: w * exact(x).real), (0, 0))(w, x), expected)
 
 
-@pytest.mark.parametrize("under", ["grad", "grad of grad", "vmap of grad", "jvp", "grad of vmap"])
+@pytest.mark.parametrize("under", ["grad", "grad of grad", "vmap of grad", "jvp", "grad of vmap", "jvp of vmap"])
 def test_who_is_differentiated_has_the_exact_gradient(route: Route, under: str) -> None:
     """At x = 20, where the gradient of torch.sigmoid in float32 is 0."""
     x = torch.full((3,), 20.0, device=route.device)
@@ -79,6 +82,7 @@ def test_who_is_differentiated_has_the_exact_gradient(route: Route, under: str) 
         "vmap of grad": lambda: vmap(grad(exact))(x),
         "jvp": lambda: jvp(exact, (x,), (torch.ones_like(x),))[1],
         "grad of vmap": lambda: grad(lambda x: vmap(exact)(x).sum())(x),
+        "jvp of vmap": lambda: jvp(vmap(exact), (x,), (torch.ones_like(x),))[1],
     }
     torch.testing.assert_close(ways[under]().double(), torch.full_like(x, 2.0611536e-9).double(), rtol=1e-6, atol=0)
 
