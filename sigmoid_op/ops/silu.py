@@ -151,13 +151,13 @@ class SiLU(nn.SiLU):
     def __init__(self, inplace: bool = False, *, beta: float = 1.0) -> None:
         super().__init__(inplace)
         check_number("beta", beta)
-        self.beta = beta
+        self.beta = float(beta)  # TorchScript does not convert an int
 
     def forward(self, input: Tensor) -> Tensor:
         return silu(input, self.inplace, beta=self.beta)
 
     def extra_repr(self) -> str:
-        beta = "" if self.beta == 1 else f"beta={self.beta}"
+        beta = "" if self.beta == 1 else f"beta={self.beta:g}"
         return ", ".join(filter(None, (super().extra_repr(), beta)))
 
 

@@ -265,9 +265,9 @@ class SwiGLU(nn.Module):
     ) -> None:
         super().__init__()
         _check_constants(alpha, limit, up_offset)
-        self.alpha = alpha
-        self.limit = limit
-        self.up_offset = up_offset
+        self.alpha = float(alpha)  # TorchScript does not convert an int
+        self.limit = None if limit is None else float(limit)
+        self.up_offset = float(up_offset)
         self.interleaved = interleaved
 
     def forward(self, gate: Tensor, up: Tensor | None = None) -> Tensor:
@@ -282,4 +282,7 @@ class SwiGLU(nn.Module):
 
     def extra_repr(self) -> str:
         defaults = {"alpha": 1, "limit": None, "up_offset": 0, "interleaved": False}
-        return ", ".join(f"{name}={getattr(self, name)}" for name, v in defaults.items() if getattr(self, name) != v)
+        given = {name: getattr(self, name) for name, value in defaults.items() if getattr(self, name) != value}
+        return ", ".join(
+            f"{name}={value:g}" if type(value) is float else f"{name}={value}" for name, value in given.items()
+        )

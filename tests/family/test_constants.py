@@ -39,8 +39,8 @@ def test_what_is_no_number_is_refused(
 def test_numbers_without_a_meaning_are_refused(
     kernel_route: Route, launches: list[str], call: Callable[..., Any], name: str
 ) -> None:
-    """ValueError names the argument and the value: NaN, infinities, and a limit that is not above 0."""
-    for value in [float("nan"), float("inf"), -float("inf"), *([0, 0.0, -7.0] if name == "limit" else [])]:
+    """ValueError names the argument and the value: NaN, infinities, integers past float64, and a limit not above 0."""
+    for value in [float("nan"), float("inf"), -float("inf"), 2**1024, *([0, 0.0, -7.0] if name == "limit" else [])]:
         positive = " above 0" if name == "limit" else ""
         with pytest.raises(ValueError, match=re.escape(f"{name} must be a finite number{positive}, got {value!r}")):
             call(**{name: value})
@@ -172,6 +172,13 @@ def test_modules_say_their_constants() -> None:
     assert repr(QuickGELU()) == "QuickGELU()"
     assert repr(SwiGLU()) == "SwiGLU()"
     assert repr(SwiGLU(alpha=1.702, limit=7, interleaved=True)) == "SwiGLU(alpha=1.702, limit=7, interleaved=True)"
+
+
+@pytest.mark.parametrize("module", [SiLU(beta=2), SwiGLU(alpha=2, limit=7, up_offset=1)], ids=str)
+def test_whole_numbers_script(module: nn.Module) -> None:
+    """TorchScript takes a module whose constants were given as whole numbers, of which it converts none."""
+    x = torch.linspace(-9, 9, 8)
+    torch.testing.assert_close(torch.jit.script(module)(x), module(x))
 
 
 def test_converted_modules_have_the_slope_of_theirs(route: Route) -> None:
