@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -428,6 +429,21 @@ def test_sizes_come_in_priority_order_and_each_in_all_dtypes(monkeypatch: pytest
     assert len({(case.dtype, case.n_elements) for case in chosen[:3]}) == 1
 
 
+def test_the_kernels_are_what_is_verified_and_has_device_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the thresholds, too; wall time is a user's, with the thresholds as they are."""
+    seen: dict[str, set[int]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: seen.setdefault(name, set()).update(dispatch.MIN_ELEMENTS.values())
+
+    for name in ("verify", "wall_time", "device_time"):
+        monkeypatch.setattr(run, name, note(name))
+    monkeypatch.setattr(timing, "fits_in_l2", lambda *_: True)
+    with kernels_from(2**20):
+        list(run.measure(Case.of_size(ROWS["sigmoid"], torch.float32, 64), torch.device("cuda"), LEAST_EFFORT, False))
+    assert seen == {"verify": {1}, "wall_time": {2**20}, "device_time": {1}}
+
+
 def test_thresholds_are_set_for_all_ops_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """One number for all, or one for each op."""
     thresholds = {"sigmoid": 5, "bce": 1}
@@ -480,6 +496,21 @@ def test_wins_and_losses_are_told_as_they_are(tmp_path: Path) -> None:
         f"| won | {BOTH} | 1.70 (90 %) |", f"| lost | {BOTH} | 1.50 (90 %) |"
     ]  # fmt: skip
     assert "| 2^20 | forward+backward | 0.50 (90 %) |" in tables.markdown(_results(tmp_path, *won))
+
+
+def test_a_picture_is_of_one_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of a cold and of a warm cache never share one."""
+    drawn: list[list[str]] = []
+    of_op = plot.ratios_by_op
+
+    def note(measurements: list[Measurement]) -> Figure:
+        drawn.append([m.clock for m in measurements])
+        return of_op(measurements)
+
+    monkeypatch.setattr(plot, "ratios_by_op", note)
+    both = [_on_paper("op", 2**20, 2.0, clock) for clock in (COLD, WARM)]
+    assert len(list(plot.draw(both, {"device": "a GPU"}, tmp_path))) == 2
+    assert drawn == [[COLD], [WARM]]
 
 
 def test_pictures_have_ticks_and_are_not_flattened_by_outliers(tmp_path: Path) -> None:
