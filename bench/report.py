@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     console = tables.output_console()
     if "commit" in record["environment"]:  # an example does not tell
         console.print(one_line(record["environment"]), highlight=False)
-    if module and "samples_us" not in record:  # an older host.json
+    if module:
         tables.print_files(folder, record.get("status"), [args.results, *module.show(record, folder)])
     else:
         console.print(summary(record))

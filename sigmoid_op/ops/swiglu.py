@@ -218,7 +218,7 @@ def swiglu(
         # What FX or TorchScript traces has no size yet.
         if isinstance(gate, Tensor) and not torch.jit.is_tracing() and (gate.dim() == 0 or gate.size(-1) % 2):
             raise ValueError(f"swiglu needs a last dimension of even size to halve, got shape {tuple(gate.shape)}")
-        if dispatch.AVAILABLE and dispatch.takes("swiglu", gate):
+        if dispatch.AVAILABLE and dispatch.takes("swiglu" if plain else "clamped_swiglu", gate):
             constants = _PLAIN if plain else _constants(alpha, limit, up_offset, gate.dtype)
             forward = PackedSwiGLUFunction.apply if dispatch.records(gate) else _packed_forward
             packed: Tensor = forward(gate, constants, interleaved)
@@ -229,7 +229,12 @@ def swiglu(
         return _packed_op(gate, alpha, limit, up_offset, interleaved)
     if interleaved:
         raise ValueError("interleaved=True is for one packed tensor, got an up beside it")
-    if dispatch.AVAILABLE and dispatch.takes("swiglu", gate, up) and gate.dtype == up.dtype and gate.shape == up.shape:
+    if (
+        dispatch.AVAILABLE
+        and dispatch.takes("swiglu" if plain else "clamped_swiglu", gate, up)
+        and gate.dtype == up.dtype
+        and gate.shape == up.shape
+    ):
         forward = SwiGLUFunction.apply if dispatch.records(gate, up) else _forward
         constants = _PLAIN if plain else _constants(alpha, limit, up_offset, gate.dtype)
         out: Tensor = forward(gate, up, constants)
