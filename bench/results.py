@@ -44,7 +44,10 @@ def _lines(part: Any) -> str:
 
 def load(path: Path) -> dict[str, Any]:
     """A file that :func:`write` wrote; ValueError for any other."""
-    record = json.loads(path.read_text())
+    try:
+        record = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA or "kind" not in record:
         raise ValueError(f"{path} is no results file of schema {SCHEMA}")
     return record

@@ -95,6 +95,7 @@ def silu(input: Tensor, inplace: bool = False, *, beta: float = 1.0) -> Tensor:
     """
     if type(beta) is not float or beta != 1.0:
         check_number("beta", beta)
+        beta = float(beta)  # PyTorch takes no whole number above 2^63
     if (
         not inplace
         and dispatch.AVAILABLE

@@ -214,6 +214,8 @@ def swiglu(
     plain = limit is None and type(alpha) is type(up_offset) is float and alpha == 1.0 and up_offset == 0.0
     if not plain:
         _check_constants(alpha, limit, up_offset)
+        alpha, up_offset = float(alpha), float(up_offset)  # PyTorch takes no whole number above 2^63
+        limit = None if limit is None else float(limit)
     if up is None:
         # What FX or TorchScript traces has no size yet.
         if isinstance(gate, Tensor) and not torch.jit.is_tracing() and (gate.dim() == 0 or gate.size(-1) % 2):

@@ -119,6 +119,13 @@ def test_special_values_of_clamped_operands(route: Route, interleaved: bool) -> 
     torch.testing.assert_close(out, g * torch.sigmoid(1.702 * g) * (u + 1), equal_nan=True, check_device=False)
 
 
+def test_whole_numbers_beyond_64_bits(route: Route) -> None:
+    """A constant that is an int is taken as the float it stands for, however large."""
+    x = torch.tensor([[0.5, 1.0, -2.0, 3.0]], device=route.device)
+    assert torch.equal(silu(x, beta=2**200), silu(x, beta=2.0**200))
+    assert torch.equal(swiglu(x, alpha=2**200, limit=2**90), swiglu(x, alpha=2.0**200, limit=2.0**90))
+
+
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("beta", [0.0, 1e-30, 2.0**-20, -3.0, 30.0, 2.0**99, -1e300], ids=str)
 def test_every_slope(route: Route, launches: list[str], dtype: torch.dtype, beta: float) -> None:
