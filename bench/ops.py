@@ -129,6 +129,18 @@ def with_pos_weight(n: int, randn: Form) -> Operands:
     return logits, labels, 1 + randn(logits.shape[-1]).abs()
 
 
+def with_mask(n: int, randn: Form) -> Operands:
+    """A mask of half the elements, in the dtype of the others."""
+    logits, labels = logits_and_labels(n, randn)
+    return logits, labels, torch.empty_like(logits).bernoulli_(0.5)
+
+
+def logits_and_classes(n: int, randn: Form) -> Operands:
+    """A class for each row of 256 logits or fewer, as numbers that bfloat16 can show."""
+    logits = randn(rows(n, 256))
+    return logits, randn(len(logits), 1).abs().mul(64).floor().clamp(max=logits.shape[1])
+
+
 def projected_heads(n: int, randn: Form) -> Operands:
     """A third of a fused projection's rows in heads of 128, and a gate for each head from the same rows."""
     n_rows, width = rows(n)
@@ -160,6 +172,25 @@ def _pytorch_gpt_oss(x: Tensor) -> Tensor:
 
 def _pytorch_quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
+
+
+def _masked_bce(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    normalizer = logits.numel() / 2
+    return binary_cross_entropy_with_logits(logits, target, reduction="sum", mask=mask, normalizer=normalizer)
+
+
+def _pytorch_masked_bce(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (losses * mask).sum() / (logits.numel() / 2)
+
+
+def _class_focal(logits: Tensor, classes: Tensor) -> Tensor:
+    return sigmoid_focal_loss(logits, classes.squeeze(1).long(), reduction="mean")
+
+
+def _pytorch_class_focal(logits: Tensor, classes: Tensor) -> Tensor:
+    one_hot = classes == torch.arange(logits.shape[1], device=logits.device)
+    return torchvision_focal_loss(logits, one_hot.to(logits.dtype), reduction="mean")
 
 
 def _bce(form: Form) -> Form:
@@ -202,5 +233,9 @@ OPS: tuple[Op, ...] = (
     Op("sigmoid_focal_loss", "sigmoid_focal_loss", "focal", logits_and_labels,
        partial(sigmoid_focal_loss, reduction="mean"), partial(torchvision_focal_loss, reduction="mean"),
        (2, 3), (47, 44), (2, 1), (20, 17), goal=8.0),
+    Op("bce_with_logits, mask", "binary_cross_entropy_with_logits", "bce", with_mask, _masked_bce, _pytorch_masked_bce,
+       (3, 4), (16, 10), (2, 1), (8, 5), goal=4.0),
+    Op("sigmoid_focal_loss, classes", "sigmoid_focal_loss", "focal", logits_and_classes, _class_focal,
+       _pytorch_class_focal, (1, 2), (49, 44), (2, 1), (23, 17), goal=8.0),
 )  # fmt: skip
 NAMES = tuple(dict.fromkeys(row.op for row in OPS))

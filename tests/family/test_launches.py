@@ -32,8 +32,9 @@ def _run(row: Op, operands: list[Tensor], count: Callable[[], int]) -> tuple[int
     return middle - before, count() - middle
 
 
-# In channels_last images the gate is summed over rows, of which a tile has 32.
-IN_ONE_TILE = [row for row in OPS if "channels_last" not in row.name]
+# In channels_last images the gate is summed over rows, of which a tile has 32; the mean over classes is divided by a
+# count that is made on the device.
+IN_ONE_TILE = [row for row in OPS if "channels_last" not in row.name and "classes" not in row.name]
 
 
 @pytest.mark.parametrize("row", IN_ONE_TILE, ids=lambda row: row.name)
