@@ -159,11 +159,11 @@ def _swiglu_backward(grad_out, gate, up, constants: tl.constexpr, dtype: tl.cons
         bound = tl.full(gate.shape, limit, gate.dtype)  # the interpreter compares with a float32 otherwise
         at_limit: tl.constexpr = constants[3]
         if at_limit:
-            passes_gate, passes_up = gate <= bound, tl.abs(up) <= bound
+            grad_gate = tl.where(gate <= bound, grad_gate, 0.0)
+            grad_up = tl.where(tl.abs(up) <= bound, grad_up, 0.0)
         else:
-            passes_gate, passes_up = gate < bound, tl.abs(up) < bound
-        grad_gate = tl.where(passes_gate, grad_gate, 0.0)
-        grad_up = tl.where(passes_up, grad_up, 0.0)
+            grad_gate = tl.where(gate < bound, grad_gate, 0.0)
+            grad_up = tl.where(tl.abs(up) < bound, grad_up, 0.0)
     return grad_gate, grad_up
 
 

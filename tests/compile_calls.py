@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.codegen.compile import TARGETS, compiling_for
-from sigmoid_op import dispatch, logsigmoid, sigmoid, sigmoid_
+from sigmoid_op import dispatch, logsigmoid, sigmoid, sigmoid_, sigmoid_focal_loss
 from sigmoid_op.kernels.launch import FP_FUSION, NUM_WARPS
 from tests.conftest import kernels_from, launched_name, replace_launches
 from tests.losses import LOSSES, REDUCTIONS
@@ -63,6 +63,10 @@ def call_family() -> None:
         for reduction in REDUCTIONS:
             logits = torch.zeros(3, 5, dtype=DTYPE, requires_grad=True)
             differentiate(loss.ours(logits, torch.ones(3, 5), reduction=reduction, **loss.options))
+            mask = torch.ones(3, 1, dtype=torch.bool)
+            differentiate(loss.ours(logits, torch.ones(3, 5), reduction=reduction, mask=mask, **loss.options))
+    logits = torch.zeros(3, 5, dtype=DTYPE, requires_grad=True)
+    differentiate(sigmoid_focal_loss(logits, torch.tensor([0, 4, 5]), reduction="mean"))
 
 
 def main() -> None:
