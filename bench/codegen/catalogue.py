@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigmoid_op.kernels import gates, kept, losses, sigmoid
+from sigmoid_op.kernels import gates, kept, losses, sigmoid, silu, swiglu
 from sigmoid_op.kernels.frame import frame
 from sigmoid_op.kernels.pointwise import BLOCK_SIZES, max_registers, pointwise_kernel
 from sigmoid_op.kernels.tiled import arguments, tiled_kernel, tiling
@@ -73,7 +73,7 @@ class PairKernel(Kernel):
 
     def bytes_per_element(self, dtype: torch.dtype) -> float:
         """What it reads and writes for each pair."""
-        pairs = 2 if self.formula is gates.interleaved_swiglu_backward else 1
+        pairs = 2 if self.formula is swiglu.interleaved_swiglu_backward else 1
         return (self.inputs + self.outputs + pairs) * dtype.itemsize
 
     def max_registers(self, dtype: torch.dtype) -> int | None:
@@ -82,10 +82,10 @@ class PairKernel(Kernel):
 
     def arguments(self, dtype: torch.dtype) -> tuple[Any, ...]:
         """As ``launch`` passes them."""
-        one, pair = meta((self.n_elements,), dtype), meta((self.n_elements,), gates.PAIRS[dtype.itemsize])
-        backward = self.formula is gates.interleaved_swiglu_backward
+        one, pair = meta((self.n_elements,), dtype), meta((self.n_elements,), swiglu.PAIRS[dtype.itemsize])
+        backward = self.formula is swiglu.interleaved_swiglu_backward
         inputs, outputs = ((one, pair), (pair,)) if backward else ((pair,), (one,))
-        constants = (*self.constants(dtype), gates.TRITON_DTYPES[dtype])
+        constants = (*self.constants(dtype), swiglu.TRITON_DTYPES[dtype])
         block_size = BLOCK_SIZES[outputs[0].element_size()]
         return (), inputs, outputs, None, self.n_elements, None, None, self.formula, constants, block_size
 
@@ -162,7 +162,7 @@ def _is_wide(dtype: torch.dtype) -> bool:
 
 def _plain(dtype: torch.dtype) -> tuple[Any, ...]:
     """swiglu's constants where none is given."""
-    return gates.PLAIN
+    return swiglu.PLAIN
 
 
 def _gpt_oss(dtype: torch.dtype) -> tuple[Any, ...]:
@@ -180,23 +180,21 @@ SIGMOID: tuple[Kernel, ...] = (
 )
 
 FAMILY: tuple[Kernel | TiledKernel, ...] = (
-    Kernel("silu", gates.silu, scalars=0, inputs=1, outputs=1, constants=lambda dtype: (1.0,)),
-    Kernel("silu backward", gates.silu_backward, scalars=0, inputs=2, outputs=1, constants=lambda dtype: (1.0,)),
-    Kernel("quick_gelu", gates.silu, scalars=0, inputs=1, outputs=1, constants=lambda dtype: (1.702,)),
-    Kernel(
-        "quick_gelu backward", gates.silu_backward, scalars=0, inputs=2, outputs=1, constants=lambda dtype: (1.702,)
-    ),
+    Kernel("silu", silu.silu, scalars=0, inputs=1, outputs=1, constants=lambda dtype: (1.0,)),
+    Kernel("silu backward", silu.silu_backward, scalars=0, inputs=2, outputs=1, constants=lambda dtype: (1.0,)),
+    Kernel("quick_gelu", silu.silu, scalars=0, inputs=1, outputs=1, constants=lambda dtype: (1.702,)),
+    Kernel("quick_gelu backward", silu.silu_backward, scalars=0, inputs=2, outputs=1, constants=lambda dtype: (1.702,)),
     Kernel("gate", gates.sigmoid_gate, scalars=0, inputs=2, outputs=1),
     Kernel("gate backward", gates.sigmoid_gate_backward, scalars=0, inputs=3, outputs=2),
     Kernel("gate backward to gate", gates.sigmoid_gate_backward_to_gate, scalars=0, inputs=3, outputs=1),
-    Kernel("swiglu", gates.swiglu, scalars=0, inputs=2, outputs=1, constants=_plain),
-    Kernel("swiglu backward", gates.swiglu_backward, scalars=0, inputs=3, outputs=2, constants=_plain),
-    Kernel("gpt-oss swiglu", gates.swiglu, scalars=0, inputs=2, outputs=1, constants=_gpt_oss),
-    Kernel("gpt-oss swiglu backward", gates.swiglu_backward, scalars=0, inputs=3, outputs=2, constants=_gpt_oss),
-    PairKernel("interleaved swiglu", gates.interleaved_swiglu, scalars=0, inputs=1, outputs=1, constants=_gpt_oss),
+    Kernel("swiglu", swiglu.swiglu, scalars=0, inputs=2, outputs=1, constants=_plain),
+    Kernel("swiglu backward", swiglu.swiglu_backward, scalars=0, inputs=3, outputs=2, constants=_plain),
+    Kernel("gpt-oss swiglu", swiglu.swiglu, scalars=0, inputs=2, outputs=1, constants=_gpt_oss),
+    Kernel("gpt-oss swiglu backward", swiglu.swiglu_backward, scalars=0, inputs=3, outputs=2, constants=_gpt_oss),
+    PairKernel("interleaved swiglu", swiglu.interleaved_swiglu, scalars=0, inputs=1, outputs=1, constants=_gpt_oss),
     PairKernel(
         "interleaved swiglu backward",
-        gates.interleaved_swiglu_backward,
+        swiglu.interleaved_swiglu_backward,
         scalars=0,
         inputs=2,
         outputs=1,
@@ -226,8 +224,8 @@ FAMILY: tuple[Kernel | TiledKernel, ...] = (
         lambda dtype: (0.25, 2.0, False, True),
         scalars=2,
     ),
-    TiledKernel("packed swiglu", gates.swiglu, partial(_packed, backward=False), constants=_plain),
-    TiledKernel("packed swiglu backward", gates.swiglu_backward, partial(_packed, backward=True), constants=_plain),
+    TiledKernel("packed swiglu", swiglu.swiglu, partial(_packed, backward=False), constants=_plain),
+    TiledKernel("packed swiglu backward", swiglu.swiglu_backward, partial(_packed, backward=True), constants=_plain),
     TiledKernel("glu", gates.sigmoid_gate, partial(_packed, backward=False)),
     TiledKernel("glu backward", gates.sigmoid_gate_backward, partial(_packed, backward=True)),
     TiledKernel("channel gate", gates.sigmoid_gate, partial(_channels, backward=False, channels_last=False)),

@@ -37,7 +37,7 @@ def _gradient(grad_out: Tensor, x: Tensor, beta: float) -> Tensor:
 
 
 def _forward(x: Tensor, beta: float) -> Tensor:
-    out = None if dispatch.is_watched() else kernels.gates.launch_silu(x, beta)
+    out = None if dispatch.is_watched() else kernels.silu.launch_silu(x, beta)
     return _op(x, beta) if out is None else out
 
 
@@ -57,7 +57,7 @@ class SiLUFunction(Function):
         (x,) = ctx.saved_tensors
         grad_in: Tensor | None = None
         if dispatch.reads(grad_out, x):
-            grad_in = kernels.gates.launch_silu_backward(grad_out, x, ctx.beta)
+            grad_in = kernels.silu.launch_silu_backward(grad_out, x, ctx.beta)
         if grad_in is None:
             grad_in = shared.by_operators(partial(_gradient, beta=ctx.beta), grad_out, x)
         return grad_in, None

@@ -94,10 +94,10 @@ def test_every_mode_of_differentiation(kernel_route: Route, member: Member) -> N
 
 def test_gradcheck_catches_gradients_of_the_other_operand(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check can fail: with both gradients in each other's place it does."""
-    from sigmoid_op.kernels import gates
+    from sigmoid_op.kernels import swiglu
 
-    backward = gates.launch_swiglu_backward
-    monkeypatch.setattr(gates, "launch_swiglu_backward", lambda *operands: (backward(*operands) or ())[::-1])
+    backward = swiglu.launch_swiglu_backward
+    monkeypatch.setattr(swiglu, "launch_swiglu_backward", lambda *operands: (backward(*operands) or ())[::-1])
     (member,) = (member for member in MEMBERS if member.name == "swiglu")
     with pytest.raises(GradcheckError):
         gradcheck(member.ours, _leaves(member, "scalar", torch.float64, kernel_route))

@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.reference import sigmoid64, ulp_of
 from sigmoid_op.kernels import frame as frames
 from sigmoid_op.kernels import gates as gate_formulas
-from sigmoid_op.kernels import pointwise, sums, tiled
+from sigmoid_op.kernels import pointwise, sums, swiglu, tiled
 from sigmoid_op.kernels.frame import Frame
 from tests.conftest import Route
 from tests.fake_kernel import FakeKernel
@@ -237,7 +237,7 @@ def test_compiles_once_for_each_kind(jit: FakeKernel) -> None:
         lambda: _launch(x, gate.bfloat16()),
         lambda: _launch(x, torch.zeros(17)[1:]),
         lambda: _launch(torch.zeros(6 * 16 + 1)[1:].view(6, 16), gate),
-        lambda: _launch(x, gate, gate_formulas.swiglu),
+        lambda: _launch(x, gate, swiglu.swiglu),
         lambda: _launch(x, gate, constants=(1,)),
         lambda: _launch(x, gate, summed=True, axis=0),
         lambda: _launch(x, gate, summed=True, axis=1),
