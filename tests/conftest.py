@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,10 @@ from sigmoid_op import dispatch
 from tests.fake_kernel import FakeDriver, FakeKernel
 
 ROOT = Path(__file__).parents[1]
+
+# A shell starts what it runs in the background with SIGINT ignored. What a test interrupts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Test files run side by side, each in a process: with a thread for every core in each, they would wait for one another.
 torch.set_num_threads(1)
