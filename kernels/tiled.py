@@ -137,40 +137,14 @@ def tiled_kernel(
     row_end, column_end = (row_tile.to(tl.int64) + 1) * ROWS, (column_tile.to(tl.int64) + 1) * COLUMNS
     if row_end <= n_rows and column_end <= n_columns:
         _tile(
-            scalars,
-            inputs,
-            outputs,
-            sums,
-            offsets,
-            steps,
-            sizes,
-            place,
-            scale,
-            formula,
-            constants,
-            AXIS,
-            ROWS,
-            COLUMNS,
-            True,
-        )
+            scalars, inputs, outputs, sums, offsets, steps, sizes, place, scale,
+            formula, constants, AXIS, ROWS, COLUMNS, FULL=True,
+        )  # fmt: skip
     else:
         _tile(
-            scalars,
-            inputs,
-            outputs,
-            sums,
-            offsets,
-            steps,
-            sizes,
-            place,
-            scale,
-            formula,
-            constants,
-            AXIS,
-            ROWS,
-            COLUMNS,
-            False,
-        )
+            scalars, inputs, outputs, sums, offsets, steps, sizes, place, scale,
+            formula, constants, AXIS, ROWS, COLUMNS, FULL=False,
+        )  # fmt: skip
 
 
 _kinds: dict[tuple[Any, ...], int] = {}  # numbered, as a number is quicker to look up
