@@ -109,6 +109,15 @@ if MISSING:
     )
 
 
+def when_cuda_starts(call: Callable[[], None]) -> None:
+    """``call()`` once this process starts to use CUDA: now, if it does already, or where this version does not say."""
+    when = getattr(torch.cuda, "_lazy_call", None)
+    if when is None:
+        call()
+    else:
+        when(call)
+
+
 def below_backend_select(name: str) -> Callable[..., Tensor]:
     """``aten::name`` for a kernel at the key BackendSelect: calls the kernel below, given the key set of the call."""
     try:

@@ -26,6 +26,7 @@ from sigmoid_op._torch import (
     is_legacy_batched,
     is_tracing,
     unwrapped,
+    when_cuda_starts,
 )
 
 HAS_TRITON: bool = find_spec("triton") is not None
@@ -33,9 +34,21 @@ HAS_TRITON: bool = find_spec("triton") is not None
 # Triton's own switch: its kernels run in its interpreter, on CPU tensors. Read once, as Triton reads it once.
 INTERPRETED: bool = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "y", "yes"}
 
-# Whether any tensor could take a kernel in this process. Where none can, a call pays for nothing but this.
+# Whether this build of PyTorch can run a kernel.
 # Not on AMD: the kernels compile for it (python -m bench codegen), but the error of its 2^x and 1/x is not bounded.
-AVAILABLE: bool = not MISSING and (INTERPRETED or (HAS_TRITON and torch.version.cuda is not None))
+SUPPORTED: bool = not MISSING and (INTERPRETED or (HAS_TRITON and torch.version.cuda is not None))
+
+# Whether any tensor can take one by now. While none can, a call pays for nothing but this question.
+AVAILABLE: bool = SUPPORTED and INTERPRETED
+
+
+def _become_available() -> None:
+    global AVAILABLE
+    AVAILABLE = True
+
+
+if SUPPORTED and not INTERPRETED:
+    when_cuda_starts(_become_available)  # before that there is no CUDA tensor
 
 # The number of elements from which an op takes a kernel: there it was no slower than PyTorch's form in wall time, in 16
 # and 32 bits, with gradients and without (python -m bench tune on an H100, docs/benchmarks.md). Below, the host takes

@@ -48,7 +48,7 @@ def enable() -> "Enabled":
     """
     global _enabled, _library
     with _lock:
-        if _library is None and dispatch.AVAILABLE:
+        if _library is None and dispatch.SUPPORTED:
             _library = _register()
         _enabled += 1
     return Enabled()

@@ -59,12 +59,7 @@ def sigmoid(input: Tensor, *, out: Tensor | None = None, exact_grad: bool = Fals
     if out is None:
         if exact_grad:
             return _sigmoid_with_exact_grad(input)
-        if (
-            dispatch.AVAILABLE
-            and (input.__class__ is not Tensor or input.is_cuda or dispatch.INTERPRETED)  # spares CPU tensors a call
-            and dispatch.takes("sigmoid", input)
-            and dispatch.is_dense(input)
-        ):
+        if dispatch.AVAILABLE and dispatch.takes("sigmoid", input) and dispatch.is_dense(input):
             if dispatch.records(input):
                 recorded: Tensor = SigmoidFunction.apply(input)
                 return recorded

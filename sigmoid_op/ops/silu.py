@@ -96,12 +96,7 @@ def silu(input: Tensor, inplace: bool = False, *, beta: float = 1.0) -> Tensor:
     if type(beta) is not float or beta != 1.0:
         check_number("beta", beta)
         beta = float(beta)  # PyTorch takes no whole number above 2^63
-    if (
-        not inplace
-        and dispatch.AVAILABLE
-        and (input.__class__ is not Tensor or input.is_cuda or dispatch.INTERPRETED)  # spares CPU tensors a call
-        and dispatch.takes("silu" if beta == 1.0 else "quick_gelu", input)
-    ):
+    if not inplace and dispatch.AVAILABLE and dispatch.takes("silu" if beta == 1.0 else "quick_gelu", input):
         out: Tensor = SiLUFunction.apply(input, beta) if dispatch.records(input) else _forward(input, beta)
         return out
     return F.silu(input, inplace) if beta == 1.0 else _form(input, inplace, beta)

@@ -247,7 +247,7 @@ def test_threads(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no kernel can run, ours changes nothing, and the order of events is nothing to it."""
-    monkeypatch.setattr(dispatch, "AVAILABLE", False)
+    monkeypatch.setattr(dispatch, "SUPPORTED", False)
     for order in _orders("+other", "-other", "+ours", "-ours"):
         played = _Scene("cpu", {"other": _captured})
         for event in order:

@@ -215,7 +215,7 @@ def test_what_the_environment_says() -> None:
         "from triton import knobs\n"
         "for cuda, hip in (('13.0', None), (None, '7.0')):\n"
         "    torch.version.cuda, torch.version.hip = cuda, hip\n"
-        "    assert importlib.reload(dispatch).AVAILABLE == (cuda is not None)\n"
+        "    assert importlib.reload(dispatch).SUPPORTED == (cuda is not None)\n"
         "for spelled in ('', '0', '1', '2', 'True', 'on', 'Y', 'yes', 'no'):\n"
         "    os.environ['TRITON_INTERPRET'] = spelled\n"
         "    assert importlib.reload(dispatch).INTERPRETED == knobs.runtime.interpret, spelled\n"
@@ -230,6 +230,26 @@ def test_what_the_environment_says() -> None:
         _run(code)
     expected = "ValueError: SIGMOID_OP_MIN_ELEMENTS must be a number of elements, such as 1048576; got '2^20'"
     assert error.value.stderr.splitlines()[-1] == expected
+
+
+def test_no_kernel_before_cuda_starts() -> None:
+    """In a process that has not used CUDA a CPU tensor is asked nothing; from CUDA's start on kernels are available."""
+    code = (
+        "import importlib, torch\n"
+        "torch.version.cuda, torch.version.hip = '13.0', None\n"
+        "from sigmoid_op import dispatch\n"
+        "assert dispatch.SUPPORTED and not dispatch.AVAILABLE\n"
+        "torch._C._cuda_init, torch._C._cuda_getDeviceCount = (lambda: None), (lambda: 1)\n"
+        "torch.cuda._cudart = object()\n"
+        "del torch.cuda._queued_calls[:-1]  # PyTorch's own, which look at the devices\n"
+        "torch.cuda.init()\n"
+        "assert dispatch.AVAILABLE\n"
+        "assert importlib.reload(dispatch).AVAILABLE\n"
+        "del torch.cuda._lazy_call\n"
+        "torch.cuda.is_initialized = lambda: False\n"
+        "assert importlib.reload(dispatch).AVAILABLE  # where PyTorch cannot tell\n"
+    )
+    _run(code, TRITON_INTERPRET="0")
 
 
 def test_public_names() -> None:
