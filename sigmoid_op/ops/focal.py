@@ -1,5 +1,6 @@
 """``sigmoid_focal_loss``: cross entropy that leaves easy examples aside, for dense object detection."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -83,8 +84,8 @@ def _may_be_infinite(x: Tensor) -> bool:
     if type(x) not in dispatch.TENSOR_TYPES or not x.is_cpu or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
     try:
-        return not bool(x.detach().abs().max() < torch.inf)
-    except RuntimeError:  # of a batched, a fake or an empty tensor
+        return not math.isfinite(x.detach().sum().item())  # no sum with an infinity in it is finite
+    except RuntimeError:  # of a batched or a fake tensor
         return True
 
 
@@ -102,15 +103,16 @@ def torchvision_focal_loss(
     near = inputs.clamp(-1024.0, 1024.0) if infinite else inputs
     p = torch.sigmoid(near)
     cross_entropy = F.binary_cross_entropy_with_logits(near, targets, reduction="none")
-    p_t = p * targets + (1 - p) * (1 - targets)
+    negatives = 1 - targets
+    p_t = p * targets + (1 - p) * negatives
     if infinite:
         beyond = inputs - near
-        slope = torch.where(beyond > 0, 1 - targets, -targets)
-        counts = slope if alpha < 0 else slope * (alpha * targets + (1 - alpha) * (1 - targets))
+        slope = torch.where(beyond > 0, negatives, -targets)
+        counts = slope if alpha < 0 else slope * (alpha * targets + (1 - alpha) * negatives)
         cross_entropy = cross_entropy + slope * beyond.masked_fill(counts == 0, 0.0)
     out = cross_entropy * ((1 - p_t) ** gamma)
     if alpha >= 0:
-        out = (alpha * targets + (1 - alpha) * (1 - targets)) * out
+        out = (alpha * targets + (1 - alpha) * negatives) * out
     if reduction == "mean":
         out = out.mean()
     elif reduction == "sum":
@@ -127,11 +129,12 @@ def _op(
     gamma: float,
     reduction: str,
 ) -> Tensor:
-    counts = _counting(inputs, targets, mask)
-    if _are_classes(inputs, targets):
-        losses = _class_focal_loss(kept.only(counts, inputs), targets, alpha, gamma)
-    elif mask is None and divisor is None:
+    of_classes = _are_classes(inputs, targets)
+    if mask is None and divisor is None and not of_classes:
         return torchvision_focal_loss(inputs, targets, alpha, gamma, reduction)
+    counts = _counting(inputs, targets, mask)
+    if of_classes:
+        losses = _class_focal_loss(kept.only(counts, inputs), targets, alpha, gamma)
     else:
         losses = torchvision_focal_loss(kept.only(counts, inputs), targets, alpha, gamma)
     return kept.reduced(losses, counts, reduction, divisor)
