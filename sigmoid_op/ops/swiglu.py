@@ -217,9 +217,10 @@ def swiglu(
         alpha, up_offset = float(alpha), float(up_offset)  # PyTorch takes no whole number above 2^63
         limit = None if limit is None else float(limit)
     if up is None:
-        # What FX or TorchScript traces has no size yet.
-        if isinstance(gate, Tensor) and not torch.jit.is_tracing() and (gate.dim() == 0 or gate.size(-1) % 2):
-            raise ValueError(f"swiglu needs a last dimension of even size to halve, got shape {tuple(gate.shape)}")
+        if isinstance(gate, Tensor):  # and not what FX traces
+            shape = gate.shape
+            if not shape or (not isinstance(shape[-1], Tensor) and shape[-1] % 2):  # as sizes are that jit traces
+                raise ValueError(f"swiglu needs a last dimension of even size to halve, got shape {tuple(shape)}")
         if dispatch.AVAILABLE and dispatch.takes("swiglu" if plain else "clamped_swiglu", gate):
             constants = _PLAIN if plain else _constants(alpha, limit, up_offset, gate.dtype)
             forward = PackedSwiGLUFunction.apply if dispatch.records(gate) else _packed_forward
