@@ -131,13 +131,16 @@ def pointwise_kernel(
             store_sum(sums + tl.program_id(0), total, scale)
 
 
+_empty_like, _CONTIGUOUS = torch.empty_like, torch.contiguous_format  # looking them up takes a tenth of a call
+
+
 def empty_output(x: Tensor) -> Tensor:
     """An uninitialized result for ``x``, with the strides that PyTorch's own elementwise operators give it.
 
     They keep the memory order of ``x``, but not the strides it happens to have in dimensions of size 1.
     """
     if x.is_contiguous():
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
+        return _empty_like(x, memory_format=_CONTIGUOUS)
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return torch.empty_like(x, memory_format=torch.channels_last)
     return torch.empty_like(x)

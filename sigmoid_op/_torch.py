@@ -73,19 +73,12 @@ class _AllKeys:
         return -1  # no tensor has every key
 
 
-_keys_of = _find("torch._C", "_dispatch_keys", lambda _: _AllKeys)
+# The dispatch keys of a tensor. Their ``raw_repr()``, a bit set, is equal for tensors that the dispatcher treats alike.
+# Which bit is which key differs between versions: compare with the keys of a tensor of known kind.
+keys_of: Callable[[Tensor], Any] = _find("torch._C", "_dispatch_keys", lambda _: _AllKeys)
 if not hasattr(torch._C.DispatchKeySet, "raw_repr"):
     MISSING.append("torch._C.DispatchKeySet.raw_repr")
-    _keys_of = lambda _: _AllKeys  # noqa: E731 - a second value for one name
-
-
-def dispatch_keys(x: Tensor) -> int:
-    """The dispatch keys of a tensor, as a bit set: equal for tensors that the dispatcher treats alike.
-
-    Which bit is which key differs between versions: compare with the keys of a tensor of known kind.
-    """
-    keys: int = _keys_of(x).raw_repr()
-    return keys
+    keys_of = lambda _: _AllKeys  # noqa: E731 - a second value for one name
 
 
 if hasattr(forward_ad, "_current_level"):

@@ -16,7 +16,6 @@ from torch.nn import Parameter
 
 from sigmoid_op._torch import (
     MISSING,
-    dispatch_keys,
     dispatch_mode_depth,
     forward_ad_level,
     function_mode_depth,
@@ -25,6 +24,7 @@ from sigmoid_op._torch import (
     is_functorch_wrapped,
     is_legacy_batched,
     is_tracing,
+    keys_of,
     unwrapped,
     when_cuda_starts,
 )
@@ -131,7 +131,7 @@ _kinds: dict[tuple[int, torch.dtype], int] = {}
 
 def _kind(x: Tensor) -> int:
     """By the key set in which PyTorch's dispatcher looks for all this: there are few, and each is asked once."""
-    key = dispatch_keys(x), x.dtype
+    key = keys_of(x).raw_repr(), x.dtype
     kind = _kinds.get(key)
     if kind is None or key[0] < 0:
         kind = _OTHER
@@ -166,17 +166,25 @@ def is_differentiated(x: Tensor) -> bool:
         return False
 
 
-def reads(*operands: Tensor | None) -> bool:
-    """Whether a kernel may take these where nothing is differentiated: in a backward, say.
+def reads(grad_out: Tensor, *saved: Tensor | None) -> bool:
+    """Whether a backward's kernel may take ``grad_out`` and what a forward that ran as a kernel has saved.
 
-    Not where the gradient is differentiated again, nor where a mode is to see operators.
+    Not where the gradient is differentiated again, nor where a mode is to see operators. Of ``saved`` there is less to
+    ask, as :func:`takes` has let it through; but a hook may have put another tensor in its place.
     """
-    if not AVAILABLE or torch.is_grad_enabled() or forward_ad_level() >= 0 or not is_eager() or is_watched():
+    if (
+        torch.is_grad_enabled()
+        or forward_ad_level() >= 0
+        or not is_eager()
+        or is_watched()
+        or type(grad_out) not in TENSOR_TYPES
+        or _kind(grad_out) < _READABLE
+    ):
         return False
-    for x in operands:  # a generator would take twice as long
-        if x is not None and not (type(x) in TENSOR_TYPES and (x.is_cuda or INTERPRETED) and _kind(x)):
+    for x in (grad_out, *saved):  # a generator would take twice as long
+        if x is not None and not (type(x) in TENSOR_TYPES and (x.is_cuda or INTERPRETED)):
             return False
-    return True
+    return AVAILABLE
 
 
 def is_ordinary(x: Tensor) -> bool:
