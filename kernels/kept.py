@@ -181,8 +181,12 @@ def _of_focal(input: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tenso
 
 def _given(input: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
     """The tensors among the operands, as large as ``input`` and of dtypes that Triton loads."""
-    given = [x.view(torch.uint8) if x.dtype is torch.bool else x for x in others if x is not None]
-    return (input, *[x if x.shape == input.shape else x.expand_as(input) for x in given])  # a view takes 1 µs
+    given = [input]
+    for x in others:
+        if x is not None:
+            loaded = x.view(torch.uint8) if x.dtype is torch.bool else x
+            given.append(loaded if x.shape == input.shape else loaded.expand_as(input))  # a view takes 1 µs
+    return tuple(given)
 
 
 def _loss(
@@ -198,7 +202,7 @@ def _loss(
         like = target if target.is_floating_point() else input
         out = torch.empty_like(like, dtype=dtype)  # PyTorch's own result has the strides of the target, too
         return out if write(formula, operands, (out,), (), constants) else None
-    out = torch.empty((), dtype=dtype, device=input.device)
+    out = torch.empty_strided((), (), dtype=dtype, device=input.device)  # torch.empty takes half as long again
     if reduction == "mean" and divisor is None:
         divisor = input.numel()
     return out if write_sum(formula, operands, out, constants, divisor) else None

@@ -1,6 +1,9 @@
 """The one launch template that every elementwise op shares: each byte in is read once, each byte out written once."""
 
 import struct
+from collections.abc import Callable
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -146,12 +149,17 @@ def empty_output(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
+dtype_of: Callable[[Tensor], torch.dtype] = attrgetter("dtype")  # called by map, faster than a loop
+
+
+@lru_cache(maxsize=1024)
 def bits_of(factor: float) -> int:
     """A float64 as the integer that a kernel takes for its ``scale``; Triton's own float arguments have 32 bits."""
     (bits,) = struct.unpack("q", struct.pack("d", factor))
     return int(bits)
 
 
+@lru_cache(maxsize=1024)
 def factor(value: float, dtype: torch.dtype) -> int:
     """A factor of scalars of ``dtype``: the bits of a float64, or else of two float32 whose sum it is."""
     if dtype == torch.float64:
@@ -198,6 +206,6 @@ def launch(
     size = BLOCK_SIZES[first.element_size()]
     args = (scalars, inputs, outputs, sums, n_elements, zero, scale, formula, constants, size)
     counts = (len(scalars), len(outputs), sums is None, scale is None)
-    key = (id(formula), first.get_device(), constants, counts, aligned, *[x.dtype for x in tensors])
+    key = (id(formula), first.get_device(), constants, counts, aligned, *map(dtype_of, tensors))
     programs = (n_elements - 1) // size + 1
     launch_kernel(pointwise_kernel, programs, args, key, max_registers(first.element_size(), len(inputs)))

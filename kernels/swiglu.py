@@ -1,5 +1,7 @@
 """silu(gate) · up, with a slope, a limit and an offset: the formulas, and their launchers, as in :mod:`.gates`."""
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -194,6 +196,7 @@ def launch_packed_swiglu_backward(
     return grad_x if written else None
 
 
+@lru_cache(maxsize=1024)
 def _swiglu_constants(
     alpha: float, limit: float | None, up_offset: float, at_limit: bool
 ) -> tuple[float, float, float, bool] | None:

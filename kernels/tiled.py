@@ -14,7 +14,7 @@ from .frame import Frame
 from .intrinsics import round_to
 from .launch import kind
 from .launch import launch as launch_kernel
-from .pointwise import BLOCK_SIZES, alignments, apply, load_scalars, store_sum
+from .pointwise import BLOCK_SIZES, alignments, apply, dtype_of, load_scalars, store_sum
 
 # Columns of a tile that is summed along its rows. 64 are whole sectors of memory in every dtype, and leave 32 rows to
 # add up before a partial sum is written: by count 0.25 bytes an element, of 6 that a 16-bit gate's gradient moves.
@@ -232,6 +232,6 @@ def launch_tiled(
     args = arguments(formula, scalars, inputs, outputs, frame, tiles, constants, sums, axis, scale)
     counts = (len(scalars), len(outputs), sums is None, scale is None, axis)
     key = (
-        id(formula), first.get_device(), constants, counts, tiles.kind, alignments(tensors), *[x.dtype for x in tensors]
+        id(formula), first.get_device(), constants, counts, tiles.kind, alignments(tensors), *map(dtype_of, tensors)
     )  # fmt: skip
     launch_kernel(tiled_kernel, tiles.programs, args, key)

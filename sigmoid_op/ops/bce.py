@@ -100,6 +100,9 @@ class BCEWithLogitsFunction(Function):
         return grad_in, None, None, None, None, None, None
 
 
+_recorded = shared.eager_apply(BCEWithLogitsFunction)
+
+
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
@@ -167,7 +170,7 @@ def binary_cross_entropy_with_logits(
         and (plain or kept.readable(input, mask, normalizer))
     ):
         divisor = None if plain else kept.divisor(input, reduction, mask, normalizer)
-        call = BCEWithLogitsFunction.apply if dispatch.records(input) else _forward
+        call = _recorded if dispatch.records(input) else _forward
         out: Tensor = call(input, target, weight, pos_weight, mask, divisor, reduction)
         return out
     if not plain:

@@ -192,6 +192,9 @@ class SigmoidFocalLossFunction(Function):
         return grad_in, None, None, None, None, None, None
 
 
+_recorded = shared.eager_apply(SigmoidFocalLossFunction)
+
+
 def sigmoid_focal_loss(
     inputs: Tensor,
     targets: Tensor,
@@ -264,7 +267,7 @@ def sigmoid_focal_loss(
     ):
         counts = mask if classes is None else _counting(inputs, targets, mask)
         divisor = None if plain else kept.divisor(inputs, reduction, counts, normalizer)
-        call = SigmoidFocalLossFunction.apply if dispatch.records(inputs) else _forward
+        call = _recorded if dispatch.records(inputs) else _forward
         out: Tensor = call(inputs, targets, mask, divisor, alpha, gamma, reduction)
         return out
     return _op(inputs, targets, mask, normalizer, alpha, gamma, reduction)

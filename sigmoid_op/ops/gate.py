@@ -61,6 +61,9 @@ class SigmoidGateFunction(Function):
         return found[0] if to_x else None, found[-1]
 
 
+_recorded = shared.eager_apply(SigmoidGateFunction)
+
+
 @scripts_as(_form)
 def sigmoid_gate(x: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tensor:
     r"""Scale ``x`` by a gate between 0 and 1: ``x * torch.sigmoid(gate)`` in one pass over memory.
@@ -104,7 +107,7 @@ def sigmoid_gate(x: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tenso
         and x.dtype == gate.dtype
         and (x.shape == gate.shape or shared.broadcasts_to(gate, x))
     ):
-        result: Tensor = SigmoidGateFunction.apply(x, gate) if dispatch.records(x, gate) else _forward(x, gate)
+        result: Tensor = _recorded(x, gate) if dispatch.records(x, gate) else _forward(x, gate)
         return result
     return _op(x, gate)
 

@@ -45,6 +45,9 @@ class GLUFunction(Function):
         return grad_in, None
 
 
+_recorded = shared.eager_apply(GLUFunction)
+
+
 def glu(input: Tensor, dim: int = -1) -> Tensor:
     r"""Gate one half of a tensor by the other: a drop-in for :func:`torch.nn.functional.glu`.
 
@@ -71,7 +74,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     if torch.jit.is_scripting():
         return F.glu(input, dim)
     if dispatch.AVAILABLE and dispatch.takes("glu", input) and _halves_at(input, dim):
-        out: Tensor = GLUFunction.apply(input, dim) if dispatch.records(input) else _forward(input, dim)
+        out: Tensor = _recorded(input, dim) if dispatch.records(input) else _forward(input, dim)
         return out
     return F.glu(input, dim)
 

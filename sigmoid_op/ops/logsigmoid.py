@@ -41,6 +41,9 @@ class LogSigmoidFunction(Function):
         return shared.by_operators(_gradient, grad_out, x) if grad_in is None else grad_in
 
 
+_recorded = shared.eager_apply(LogSigmoidFunction)
+
+
 def logsigmoid(input: Tensor) -> Tensor:
     r"""Take the logarithm of σ of each element: a drop-in for :func:`torch.nn.functional.logsigmoid`.
 
@@ -66,7 +69,7 @@ def logsigmoid(input: Tensor) -> Tensor:
     if torch.jit.is_scripting():
         return F.logsigmoid(input)
     if dispatch.AVAILABLE and dispatch.takes("logsigmoid", input):
-        out: Tensor = LogSigmoidFunction.apply(input) if dispatch.records(input) else _forward(input)
+        out: Tensor = _recorded(input) if dispatch.records(input) else _forward(input)
         return out
     return F.logsigmoid(input)
 

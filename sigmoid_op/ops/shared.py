@@ -39,6 +39,15 @@ class _Traceable(FunctionMeta):
     """
 
 
+def eager_apply(function: type[Function]) -> Callable[..., Any]:
+    """``function.apply`` in C++, for a call that ``dispatch.takes`` let through: no transform is active.
+
+    Up to PyTorch 2.13 ``apply`` looks for one in Python, at every call.
+    """
+    applied: Callable[..., Any] = super(Function, function).apply  # type: ignore[misc]  # mypy sees no C++
+    return applied
+
+
 class TransformableFunction(Function, metaclass=_Traceable):
     """A Function with ``setup_context``, as torch.func needs it, that eager calls apply without.
 
@@ -48,11 +57,11 @@ class TransformableFunction(Function, metaclass=_Traceable):
     which knows no Functions.
     """
 
-    _apply_eagerly: Callable[..., Any]  # in C++
+    _apply_eagerly: Callable[..., Any]
 
     def __init_subclass__(cls) -> None:
         if "_apply_eagerly" not in vars(cls):
-            cls._apply_eagerly = super(Function, _twin_of(cls)).apply  # type: ignore[misc]  # mypy sees no C++
+            cls._apply_eagerly = eager_apply(_twin_of(cls))
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
@@ -172,7 +181,9 @@ def takes_loss(op: str, input: Tensor, target: Tensor, *weights: Tensor | None) 
     for x in others:
         if (x.dtype is torch.float64) != is_double or x.requires_grad:
             return False
-    return all(broadcasts_to(x, input) for x in others[1:])
+        if x is not target and not broadcasts_to(x, input):
+            return False
+    return True
 
 
 def result_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:

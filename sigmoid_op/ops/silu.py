@@ -63,6 +63,9 @@ class SiLUFunction(Function):
         return grad_in, None
 
 
+_recorded = shared.eager_apply(SiLUFunction)
+
+
 @scripts_as(_form)
 def silu(input: Tensor, inplace: bool = False, *, beta: float = 1.0) -> Tensor:
     r"""Apply the sigmoid linear unit to each element: a drop-in for :func:`torch.nn.functional.silu`.
@@ -97,7 +100,7 @@ def silu(input: Tensor, inplace: bool = False, *, beta: float = 1.0) -> Tensor:
         check_number("beta", beta)
         beta = float(beta)  # PyTorch takes no whole number above 2^63
     if not inplace and dispatch.AVAILABLE and dispatch.takes("silu" if beta == 1.0 else "quick_gelu", input):
-        out: Tensor = SiLUFunction.apply(input, beta) if dispatch.records(input) else _forward(input, beta)
+        out: Tensor = _recorded(input, beta) if dispatch.records(input) else _forward(input, beta)
         return out
     return F.silu(input, inplace) if beta == 1.0 else _form(input, inplace, beta)
 

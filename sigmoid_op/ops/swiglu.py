@@ -140,6 +140,9 @@ class SwiGLUFunction(Function):
         return *found, None
 
 
+_recorded = shared.eager_apply(SwiGLUFunction)
+
+
 class PackedSwiGLUFunction(Function):
     """The same of one tensor that holds gate and up side by side, or in turn. Saved for backward: that tensor."""
 
@@ -163,6 +166,9 @@ class PackedSwiGLUFunction(Function):
             gradient = partial(_packed_gradient, **options)
             grad_in = shared.by_operators(gradient, grad_out, x)
         return grad_in, None, None
+
+
+_packed_recorded = shared.eager_apply(PackedSwiGLUFunction)
 
 
 @scripts_as(_form)
@@ -223,7 +229,7 @@ def swiglu(
                 raise ValueError(f"swiglu needs a last dimension of even size to halve, got shape {tuple(shape)}")
         if dispatch.AVAILABLE and dispatch.takes("swiglu" if plain else "clamped_swiglu", gate):
             constants = _PLAIN if plain else _constants(alpha, limit, up_offset, gate.dtype)
-            forward = PackedSwiGLUFunction.apply if dispatch.records(gate) else _packed_forward
+            forward = _packed_recorded if dispatch.records(gate) else _packed_forward
             packed: Tensor = forward(gate, constants, interleaved)
             return packed
         if plain and not interleaved:
@@ -238,7 +244,7 @@ def swiglu(
         and gate.dtype == up.dtype
         and gate.shape == up.shape
     ):
-        forward = SwiGLUFunction.apply if dispatch.records(gate, up) else _forward
+        forward = _recorded if dispatch.records(gate, up) else _forward
         constants = _PLAIN if plain else _constants(alpha, limit, up_offset, gate.dtype)
         out: Tensor = forward(gate, up, constants)
         return out

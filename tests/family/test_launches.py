@@ -84,17 +84,19 @@ def test_functions_taken(kernel_route: Route, monkeypatch: pytest.MonkeyPatch, r
     """None without gradients, one with them, none in backward; and nobody inspects a signature on the way."""
     taken: list[str] = []
 
-    def watched(function: Any) -> Callable[..., Any]:
-        apply = function.apply
+    def watched(function: Any, name: str) -> Callable[..., Any]:
+        method = getattr(function, name)
 
         def take(*args: Any) -> Any:
             taken.append(function.__name__)
-            return apply(*args)
+            return method(*args)
 
-        return take
+        return staticmethod(take)
 
     for function in FUNCTIONS:
-        monkeypatch.setattr(function, "apply", watched(function))
+        # Those that torch.func can transform have a forward that backwards call without taking the Function.
+        name = "apply" if issubclass(function, shared.TransformableFunction) else "forward"
+        monkeypatch.setattr(function, name, watched(function, name))
     operands = _operands(row, 1024, kernel_route.device)
     _run(row, operands, lambda: 0)  # compiles, or prepares to interpret
     taken.clear()
