@@ -49,7 +49,7 @@ def test_launches_and_elements_are_those_counted(cell: str) -> None:
     (row,) = (row for row in OPS if row.name == ROWS[cell])
     launches = f"2 or {sum(row.launches)}" if sum(row.launches) > 2 else "2"
     ours, theirs = sum(row.moved), sum(row.pytorch_moved)
-    figures = f"{launches}, PyTorch {sum(row.pytorch_launches)} | {ours}, PyTorch {theirs} | {_speed(row.name):.2f}x |"
+    figures = f"{launches} / {sum(row.pytorch_launches)} | {ours} / {theirs} | {_speed(row.name):.2f}x |"
     (line,) = (line for line in README.splitlines() if line.startswith(f"| {cell} |"))
     assert figures in line
 
