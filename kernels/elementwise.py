@@ -86,7 +86,7 @@ def write_sum(
     partials, of_tiles = out, scale
     if programs > 1 or of_tensor is not None:
         dtype = torch.float64 if torch.float64 in [x.dtype for x in inputs] else torch.float32
-        partials, of_tiles = torch.empty((1, programs, 1), dtype=dtype, device=first.device), None
+        partials, of_tiles = first.new_empty((1, programs, 1), dtype=dtype), None
     if layout is None:
         launch(formula, (), inputs, (), constants, partials, of_tiles)
     else:

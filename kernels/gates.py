@@ -94,7 +94,7 @@ def launch_gate_backward(grad_out: Tensor, x: Tensor, gate: Tensor, *, to_x: boo
     sums = grad_gate
     if not in_place:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        sums = torch.empty(shape, dtype=dtype, device=x.device)
+        sums = x.new_empty(shape, dtype=dtype)
     launch_tiled(formula, (), (grad_out, x, gate), grad_x, layout, (), sums, axis)
     if not in_place:
         add_up(sums, grad_gate, (batch_step, step or 0))
@@ -126,7 +126,7 @@ def packed_result(formula: Any, x: Tensor, dim: int, constants: tuple[Any, ...] 
     if x.is_contiguous():
         layout = frame_of_halves(x.shape, dim, (None, 0, 1))
         if layout is not None:
-            out = torch.empty(half_of(x.shape, dim), dtype=x.dtype, device=x.device)
+            out = x.new_empty(half_of(x.shape, dim))
             launch_tiled(formula, (), (x, x), (out,), layout, constants)
             return out
     return result(formula, *x.chunk(2, dim), constants=constants)

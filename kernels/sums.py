@@ -7,7 +7,7 @@ from torch import Tensor
 from .intrinsics import widen
 from .launch import kind
 from .launch import launch as launch_kernel
-from .pointwise import store_sum
+from .pointwise import alignments, dtype_of, store_sum
 
 # Partial sums by results that a program handles at a time: of one result, and of many.
 SHAPE_OF_ONE, SHAPE_OF_MANY = (4096, 1), (32, 32)
@@ -59,6 +59,7 @@ def add_up(
     rows, columns = SHAPE_OF_ONE if n_results == 1 else SHAPE_OF_MANY
     blocks = (n_results - 1) // columns + 1
     args = (partials, out, divisor, steps, n_partials, n_results, blocks, scale, rows, columns)
-    kinds = [(x.dtype, x.data_ptr() % 16 == 0) for x in (partials, out, divisor) if x is not None]
-    key = (id(sums_kernel), out.get_device(), *kinds, *map(kind, steps), scale is None, rows)
+    tensors = (partials, out) if divisor is None else (partials, out, divisor)
+    classes = (*map(kind, steps), scale is None, rows)
+    key = (id(sums_kernel), out.get_device(), classes, alignments(tensors), *map(dtype_of, tensors))
     launch_kernel(sums_kernel, batch * blocks, args, key)
