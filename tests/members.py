@@ -1,7 +1,7 @@
 """The family's table of tests: a row for each op, with PyTorch's form of it and its formula over exact numbers."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,13 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.reference import sigmoid64, ulp_of
+from bench.reference import sigmoid64
 from sigmoid_op import GLU, QuickGELU, SigmoidGate, SiLU, SwiGLU, glu, quick_gelu, sigmoid_gate, silu, swiglu
+from tests.ulp import PRODUCT_GRADIENT_ULPS, PRODUCT_ULPS, assert_within_ulps, ulp_of
 
 Op = Callable[..., Tensor]
 Shapes = tuple[tuple[int, ...], ...]
 Number = Any  # a float64 tensor, or a NumPy array of mpmath's numbers: a formula is written once for both
 Terms = tuple[Number, ...]
+Gradient = Callable[[Tensor, Tensor], Tensor]
+
+
+def as_laid_out(values: Tensor, out: Tensor) -> Tensor:
+    """An incoming gradient of these values that lies in memory as the result does."""
+    return torch.empty_like(out).copy_(values)
 
 
 class Maths(NamedTuple):
@@ -88,19 +95,16 @@ class Member:
         result can be right only to the digits of what was added.
         """
         parts = self.parts(*operands)
-        maths, (grad, *numbers) = _exact_numbers((grad_out, *parts))
+        maths, numbers = _exact_numbers((grad_out, *parts))
         with mpmath.workdps(40):
-            gradients = self.exact_gradients(maths, grad, *numbers)
+            gradients = self.exact_gradients(maths, *numbers)
             return [
-                (
-                    _rounded(_sum_to(sum(terms[1:], start=terms[0]), part.shape)),
-                    _rounded(_sum_to(sum((abs(term) for term in terms[1:]), start=abs(terms[0])), part.shape)),
-                )
+                (_summed(sum(terms), part.shape), _summed(sum(map(abs, terms)), part.shape))
                 for terms, part in zip(gradients, parts, strict=True)
             ]
 
     def assert_gradients_within(
-        self, ulps: float, gradients: tuple[Tensor, ...], grad_out: Tensor, *operands: Tensor
+        self, ulps: float, gradients: Sequence[Tensor], grad_out: Tensor, *operands: Tensor
     ) -> None:
         """Of the true gradients, in ulps of the magnitudes of what each is the sum of."""
         truth = self.true_gradients(grad_out, *operands)
@@ -108,6 +112,45 @@ class Member:
             assert gradient.shape == exact.shape
             error = (gradient.cpu().double() - exact).abs() / ulp_of(magnitude, gradient.dtype)
             assert bool((error <= ulps).all()), f"{error.max():.2f} ulp off"
+
+    def check(self, operands: tuple[Tensor, ...], launches: list[str], gradient: Gradient = as_laid_out) -> None:
+        """A kernel's result and gradients are true, PyTorch's are its bits, strides are PyTorch's either way.
+
+        Gradients of a result that our Function has from PyTorch's operators are as good as PyTorch's, which lose digits
+        in the tails. The operands are left as they were.
+        """
+        leaves, theirs = ([operand.detach().requires_grad_() for operand in operands] for _ in range(2))
+        before = [operand.clone() for operand in operands]
+        out, expected = self.ours(*leaves), self.theirs(*theirs)
+        values = torch.linspace(-2, 3, out.numel(), dtype=out.dtype, device=out.device).view(out.shape)
+        grad_out = gradient(values, out.detach())
+        out.backward(grad_out)
+        expected.backward(grad_out)
+        gradients, of_theirs = ([x.grad for x in of_form if x.grad is not None] for of_form in (leaves, theirs))
+        for x, of_pytorch in zip((out, *gradients), (expected, *of_theirs), strict=True):
+            assert (x.shape, x.dtype, x.device) == (of_pytorch.shape, of_pytorch.dtype, of_pytorch.device)
+            assert x.stride() == of_pytorch.stride()
+        forward, backward = zip(self.kernels, self.launched(out.dtype), strict=True)
+        if {*forward} & {*launches}:
+            assert_within_ulps(out, self.truth(*operands), PRODUCT_ULPS[out.dtype])
+        else:
+            assert torch.equal(out, expected)
+        if {*backward} & {*launches}:
+            self.assert_gradients_within(PRODUCT_GRADIENT_ULPS[out.dtype], gradients, grad_out, *operands)
+        elif type(out.grad_fn) is type(expected.grad_fn):
+            assert all(map(torch.equal, gradients, of_theirs))
+        else:
+            exact = [truth.to(out.dtype) for truth, _ in self.true_gradients(grad_out, *operands)]
+            torch.testing.assert_close(list(self.parts(*gradients)), exact, check_device=False)
+        assert all(map(torch.equal, operands, before))
+
+
+def outcome(op: Op, *args: Any, **options: Any) -> Any:
+    """The result, or the type and the message of the error."""
+    try:
+        return op(*args, **options)
+    except Exception as error:
+        return type(error), str(error)
 
 
 def _exact_numbers(tensors: tuple[Tensor, ...]) -> tuple[Maths, list[Number]]:
@@ -118,18 +161,18 @@ def _exact_numbers(tensors: tuple[Tensor, ...]) -> tuple[Maths, list[Number]]:
     return MPMATH, [np.asarray(to_mpmath(tensor.detach().cpu().numpy()), dtype=object) for tensor in tensors]
 
 
-def _sum_to(value: Number, shape: tuple[int, ...]) -> Number:
-    """The sum over what was broadcast."""
-    value = (
-        value if isinstance(value, Tensor) else np.asarray(value, dtype=object)
-    )  # of no dimension, NumPy makes numbers
-    leading = value.ndim - len(shape)
-    ones = tuple(d for d, size in enumerate(shape, start=leading) if size == 1)
-    return value.sum(axis=(*range(leading), *ones), keepdims=True).reshape(shape) if leading or ones else value
-
-
 def _rounded(value: Number) -> Tensor:
     return value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value, dtype=object).astype(np.float64))
+
+
+def _summed(value: Number, shape: tuple[int, ...]) -> Tensor:
+    """The sum over what was broadcast."""
+    if isinstance(value, Tensor):
+        return value.sum_to_size(shape)
+    value = np.asarray(value, dtype=object)  # of no dimension, NumPy makes numbers
+    leading = value.ndim - len(shape)
+    ones = tuple(d for d, size in enumerate(shape, start=leading) if size == 1)
+    return _rounded(np.reshape(value.sum(axis=(*range(leading), *ones), keepdims=True), shape))
 
 
 def _sigmoid_gate(m: Maths, x: Number, gate: Number) -> Number:
@@ -160,10 +203,6 @@ def _swiglu_gradients(m: Maths, grad: Number, gate: Number, up: Number) -> tuple
     return tuple(grad * up * term for term in _silu_terms(m, gate)), (grad * gate * m.sigmoid(gate),)
 
 
-def _between(x: Number, low: float, high: float) -> Number:
-    return x.clamp(low, high) if isinstance(x, Tensor) else np.clip(x, low, high)
-
-
 class Clamped(NamedTuple):
     """swiglu with constants."""
 
@@ -175,15 +214,11 @@ class Clamped(NamedTuple):
         return swiglu(*operands, **self._asdict(), interleaved=interleaved)
 
     def theirs(self, gate: Tensor, up: Tensor) -> Tensor:
-        gate = gate.clamp(max=self.limit)
-        up = up.clamp(-self.limit, self.limit) + self.up_offset
+        gate, up = self._clamped(gate, up)
         return gate * torch.sigmoid(self.alpha * gate) * up
 
-    def interleaved(self, x: Tensor) -> Tensor:
-        return self.theirs(x[..., ::2], x[..., 1::2])
-
     def _clamped(self, gate: Number, up: Number) -> tuple[Number, Number]:
-        return _between(gate, -np.inf, self.limit), _between(up, -self.limit, self.limit) + self.up_offset
+        return gate.clip(max=self.limit), up.clip(-self.limit, self.limit) + self.up_offset
 
     def exact(self, m: Maths, gate: Number, up: Number) -> Number:
         gate, up = self._clamped(gate, up)
@@ -199,123 +234,95 @@ class Clamped(NamedTuple):
 # gpt-oss's, but for the limit, which is such that a third of the operands is clamped.
 CLAMPED = Clamped(alpha=1.702, limit=2.5, up_offset=1.0)
 
+SILU_KERNELS, SWIGLU_KERNELS = ("silu", "silu_backward"), ("swiglu", "swiglu_backward")
+GATE_KERNELS = ("sigmoid_gate", "sigmoid_gate_backward")
+ONE: dict[str, Shapes] = {"matrix": ((3, 6),), "scalar": ((),), "image": ((2, 3, 4, 5),)}
+TWO = {variant: shapes * 2 for variant, shapes in ONE.items()}
+PACKED: dict[str, Shapes] = {"matrix": ((3, 6),), "vector": ((4,),), "image": ((2, 3, 4, 6),)}
+BROADCAST: dict[str, Shapes] = {
+    "per channel": ((2, 3, 8, 9), (2, 3, 1, 1)),
+    "per channel, all samples": ((2, 3, 8, 9), (3, 1, 1)),
+    "per pixel": ((2, 3, 8, 9), (2, 1, 8, 9)),
+    "per feature": ((3, 6), (6,)),
+    "per row": ((3, 6), (3, 1)),
+    "per head": ((5, 3, 130), (5, 3, 1)),
+    "per sample and feature": ((2, 9, 15), (2, 1, 15)),
+    "one number": ((3, 6), ()),
+    "one number of two dimensions": ((3, 6), (1, 1)),
+}
 
-def _packed_swiglu(x: Tensor) -> Tensor:
-    gate, up = x.chunk(2, -1)
-    return F.silu(gate) * up
+
+def _sloped(name: str, ours: Op, module: Callable[[], nn.Module], beta: float) -> Member:
+    exact, exact_gradients = partial(_silu, beta=beta), partial(_silu_gradients, beta=beta)
+    kernels, shapes = SILU_KERNELS, ONE
+    return Member(
+        name, ours, module, lambda x: x * torch.sigmoid(beta * x), kernels, shapes, exact, exact_gradients, slope=beta
+    )
 
 
 def _glu(dim: int, shapes: dict[str, Shapes]) -> Member:
     ours, module, theirs = partial(glu, dim=dim), partial(GLU, dim=dim), partial(F.glu, dim=dim)
-    kernels = ("sigmoid_gate", "sigmoid_gate_backward")
-    name = f"glu of dimension {dim}"
     exact, exact_gradients = _sigmoid_gate, _sigmoid_gate_gradients
-    return Member(name, ours, module, theirs, kernels, shapes, exact, exact_gradients, dim)
+    return Member(f"glu of dimension {dim}", ours, module, theirs, GATE_KERNELS, shapes, exact, exact_gradients, dim)
 
 
+SIGMOID_GATE = Member(
+    "sigmoid_gate",
+    sigmoid_gate,
+    SigmoidGate,
+    lambda x, gate: x * torch.sigmoid(gate),
+    GATE_KERNELS,
+    TWO | BROADCAST,
+    _sigmoid_gate,
+    _sigmoid_gate_gradients,
+)
+SWIGLU = Member(
+    "swiglu",
+    swiglu,
+    SwiGLU,
+    lambda gate, up: F.silu(gate) * up,
+    SWIGLU_KERNELS,
+    TWO,
+    _swiglu,
+    _swiglu_gradients,
+)
+CLAMPED_SWIGLU = Member(
+    "clamped swiglu",
+    CLAMPED.ours,
+    partial(SwiGLU, **CLAMPED._asdict()),
+    CLAMPED.theirs,
+    SWIGLU_KERNELS,
+    TWO,
+    CLAMPED.exact,
+    CLAMPED.exact_gradients,
+    slope=CLAMPED.alpha,
+)
 MEMBERS = [
-    Member(
-        "silu",
-        silu,
-        SiLU,
-        F.silu,
-        ("silu", "silu_backward"),
-        {"matrix": ((3, 6),), "scalar": ((),), "image": ((2, 3, 4, 5),)},
-        _silu,
-        _silu_gradients,
+    Member("silu", silu, SiLU, F.silu, SILU_KERNELS, ONE, _silu, _silu_gradients),
+    _sloped("quick_gelu", quick_gelu, QuickGELU, 1.702),
+    _sloped("silu of a negative beta", partial(silu, beta=-0.7), partial(SiLU, beta=-0.7), -0.7),
+    SIGMOID_GATE,
+    SWIGLU,
+    replace(
+        SWIGLU,
+        name="packed swiglu",
+        theirs=lambda x: SWIGLU.theirs(*x.chunk(2, -1)),
+        shapes=PACKED,
+        halved=-1,
     ),
-    Member(
-        "quick_gelu",
-        quick_gelu,
-        QuickGELU,
-        lambda x: x * torch.sigmoid(1.702 * x),
-        ("silu", "silu_backward"),
-        {"matrix": ((3, 6),), "image": ((2, 3, 4, 5),)},
-        partial(_silu, beta=1.702),
-        partial(_silu_gradients, beta=1.702),
-        slope=1.702,
-    ),
-    Member(
-        "silu of a negative beta",
-        partial(silu, beta=-0.7),
-        partial(SiLU, beta=-0.7),
-        lambda x: x * torch.sigmoid(-0.7 * x),
-        ("silu", "silu_backward"),
-        {"matrix": ((3, 6),), "image": ((2, 3, 4, 5),)},
-        partial(_silu, beta=-0.7),
-        partial(_silu_gradients, beta=-0.7),
-        slope=-0.7,
-    ),
-    Member(
-        "sigmoid_gate",
-        sigmoid_gate,
-        SigmoidGate,
-        lambda x, gate: x * torch.sigmoid(gate),
-        ("sigmoid_gate", "sigmoid_gate_backward"),
-        {
-            "matrix": ((3, 6), (3, 6)),
-            "scalar": ((), ()),
-            "image": ((2, 3, 4, 5), (2, 3, 4, 5)),
-            "per channel": ((2, 3, 8, 9), (2, 3, 1, 1)),
-            "per channel, all samples": ((2, 3, 8, 9), (3, 1, 1)),
-            "per pixel": ((2, 3, 8, 9), (2, 1, 8, 9)),
-            "per feature": ((3, 6), (6,)),
-            "per row": ((3, 6), (3, 1)),
-            "per head": ((5, 3, 130), (5, 3, 1)),
-            "per sample and feature": ((2, 9, 15), (2, 1, 15)),
-            "one number": ((3, 6), ()),
-            "one number of two dimensions": ((3, 6), (1, 1)),
-        },
-        _sigmoid_gate,
-        _sigmoid_gate_gradients,
-    ),
-    Member(
-        "swiglu",
-        swiglu,
-        SwiGLU,
-        lambda gate, up: F.silu(gate) * up,
-        ("swiglu", "swiglu_backward"),
-        {"matrix": ((3, 6), (3, 6)), "scalar": ((), ()), "image": ((2, 3, 4, 5), (2, 3, 4, 5))},
-        _swiglu,
-        _swiglu_gradients,
-    ),
-    Member(
-        "packed swiglu",
-        swiglu,
-        SwiGLU,
-        _packed_swiglu,
-        ("swiglu", "swiglu_backward"),
-        {"matrix": ((3, 6),), "vector": ((4,),), "image": ((2, 3, 4, 6),)},
-        _swiglu,
-        _swiglu_gradients,
-        -1,
-    ),
-    Member(
-        "clamped swiglu",
-        CLAMPED.ours,
-        partial(SwiGLU, **CLAMPED._asdict()),
-        CLAMPED.theirs,
-        ("swiglu", "swiglu_backward"),
-        {"matrix": ((3, 6), (3, 6)), "image": ((2, 3, 4, 5), (2, 3, 4, 5))},
-        CLAMPED.exact,
-        CLAMPED.exact_gradients,
-        slope=CLAMPED.alpha,
-    ),
-    Member(
-        "interleaved swiglu",
-        partial(CLAMPED.ours, interleaved=True),
-        partial(SwiGLU, **CLAMPED._asdict(), interleaved=True),
-        CLAMPED.interleaved,
-        ("swiglu", "swiglu_backward"),
-        {"matrix": ((3, 6),), "vector": ((4,),), "image": ((2, 3, 4, 6),)},
-        CLAMPED.exact,
-        CLAMPED.exact_gradients,
-        -1,
+    CLAMPED_SWIGLU,
+    replace(
+        CLAMPED_SWIGLU,
+        name="interleaved swiglu",
+        ours=partial(CLAMPED.ours, interleaved=True),
+        module=partial(SwiGLU, **CLAMPED._asdict(), interleaved=True),
+        theirs=lambda x: CLAMPED.theirs(x[..., ::2], x[..., 1::2]),
+        shapes=PACKED,
+        halved=-1,
         interleaved=True,
-        slope=CLAMPED.alpha,
         kernels_of_pairs=("interleaved_swiglu", "interleaved_swiglu_backward"),
     ),
-    _glu(-1, {"matrix": ((3, 6),), "vector": ((4,),), "image": ((2, 3, 4, 6),)}),
+    _glu(-1, PACKED),
     _glu(1, {"matrix": ((3, 6),), "image": ((2, 4, 8, 9),), "one image": ((1, 4, 6, 7),)}),
     _glu(0, {"matrix": ((4, 5),), "image": ((4, 3, 4, 5),)}),
 ]
@@ -324,7 +331,4 @@ every_member = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: mem
 every_call = pytest.mark.parametrize(
     ("member", "variant"), [pytest.param(m, v, id=f"{m.name}-{v}") for m in MEMBERS for v in m.shapes]
 )
-
-SIGMOID_GATE = next(member for member in MEMBERS if member.name == "sigmoid_gate")
-SWIGLU = next(member for member in MEMBERS if member.name == "swiglu")
-every_broadcast = pytest.mark.parametrize("variant", [v for v, (x, gate) in SIGMOID_GATE.shapes.items() if x != gate])
+every_broadcast = pytest.mark.parametrize("variant", BROADCAST)

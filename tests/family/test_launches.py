@@ -61,13 +61,14 @@ def test_another_length_compiles_nothing(jit: FakeKernel, kernel_route: Route, r
 def test_each_op_has_a_threshold_of_its_own(
     kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch, row: Op
 ) -> None:
-    """It asks for the one of its name, and for no other."""
+    """It asks for the one of its name, and for no other; a small gate does not keep a large x from the kernel."""
     operands = _operands(row, 1024, kernel_route.device)
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(2**20) | {row.key: 1})
+    size = operands[0].numel()
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(2**20) | {row.key: size})
     row.ours(*operands)
     assert launches
     launches.clear()
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(1) | {row.key: 2**20})
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(1) | {row.key: size + 1})
     row.ours(*operands)
     assert launches == []
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from sigmoid_op import glu, swiglu
 from tests.conftest import Route, formulas_of, replace_launches
-from tests.members import MEMBERS, SIGMOID_GATE, Member, Shapes, every_broadcast, every_member
-from tests.ulp import PRODUCT_GRADIENT_ULPS, PRODUCT_ULPS, assert_within_ulps
+from tests.members import MEMBERS, SIGMOID_GATE, Gradient, Member, Shapes, as_laid_out, every_broadcast, every_member
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -37,6 +36,11 @@ def _reversed(x: Tensor) -> Tensor:
     return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
 
 
+def _with_strides_of_channels_last(x: Tensor) -> Tensor:
+    """Also where ``x`` is channels_last as it is."""
+    return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
+
+
 # Each with the values it is given; an element of the layout that is none of the operand's is NaN.
 LAYOUTS: dict[str, Layout] = {
     "contiguous": lambda x: x,
@@ -48,39 +52,14 @@ LAYOUTS: dict[str, Layout] = {
     "every second": _every_second,  # whose innermost step no kernel takes
 }
 # The incoming gradient's, from its values and the result.
-GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "same layout": lambda grad, out: torch.empty_like(out).copy_(grad),
+GRADIENTS: dict[str, Gradient] = {
+    "same layout": as_laid_out,
     "contiguous": lambda grad, out: grad,
     "one number, expanded": lambda grad, out: grad.flatten()[0].expand(grad.shape),
     "a row, expanded": lambda grad, out: grad[:1].expand(grad.shape),
     "misaligned": lambda grad, out: _misaligned(grad),
     "every second": lambda grad, out: _every_second(grad),
 }
-
-
-def _check(member: Member, operands: tuple[Tensor, ...], launches: list[str], gradient: str = "same layout") -> None:
-    """Result and gradients against the truth, strides against PyTorch's; the operands are left as they were.
-
-    A result that no kernel computes is PyTorch's; a gradient, as good as PyTorch's, which loses digits in the tails.
-    """
-    leaves = tuple(operand.detach().requires_grad_() for operand in operands)
-    before = [operand.clone() for operand in operands]
-    out, theirs = member.ours(*leaves), member.theirs(*operands)
-    assert (out.shape, out.stride()) == (theirs.shape, theirs.stride())
-    if {member.kernels[0], member.launched(out.dtype)[0]} & set(launches):
-        assert_within_ulps(out, member.truth(*operands), PRODUCT_ULPS[out.dtype])
-    else:
-        assert torch.equal(out, theirs)
-    values = torch.linspace(-2, 3, out.numel(), dtype=out.dtype, device=out.device).view(out.shape)
-    grad_out = GRADIENTS[gradient](values, out.detach())
-    gradients = torch.autograd.grad(out, leaves, grad_out)
-    assert [g.dtype for g in gradients] == [operand.dtype for operand in operands]
-    if {member.kernels[1], member.launched(out.dtype)[1]} & set(launches):
-        member.assert_gradients_within(PRODUCT_GRADIENT_ULPS[out.dtype], gradients, grad_out, *operands)
-    else:
-        exact = [gradient.to(out.dtype) for gradient, _ in member.true_gradients(grad_out, *operands)]
-        torch.testing.assert_close([part.cpu() for part in member.parts(*gradients)], exact)
-    assert all(map(torch.equal, operands, before))
 
 
 def _expected(member: Member, dtype: torch.dtype, layout: str) -> list[str]:
@@ -91,12 +70,26 @@ def _expected(member: Member, dtype: torch.dtype, layout: str) -> list[str]:
 
 
 @every_member
+@pytest.mark.parametrize("variant", ["matrix", "image"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_one_layout(kernel_route: Route, launches: list[str], member: Member, layout: str, dtype: torch.dtype) -> None:
-    """Operands of one layout take the kernels, or PyTorch's operators where every second element is skipped."""
-    operands = tuple(map(LAYOUTS[layout], member.operands("image", dtype, kernel_route.device)))
-    _check(member, operands, launches)
+@pytest.mark.parametrize(
+    ("dtype", "gradient"), [(torch.bfloat16, "same layout"), *((torch.float32, gradient) for gradient in GRADIENTS)]
+)
+def test_one_layout(
+    kernel_route: Route,
+    launches: list[str],
+    member: Member,
+    variant: str,
+    layout: str,
+    dtype: torch.dtype,
+    gradient: str,
+) -> None:
+    """Operands of one layout take the kernels, whatever that of the gradient, the stride-0 one of ``sum()`` included.
+
+    Where every second element is skipped, they take PyTorch's operators.
+    """
+    operands = tuple(map(LAYOUTS[layout], member.operands(variant, dtype, kernel_route.device)))
+    member.check(operands, launches, GRADIENTS[gradient])
     assert formulas_of(launches) == _expected(member, dtype, layout)
 
 
@@ -106,37 +99,28 @@ def test_one_layout(kernel_route: Route, launches: list[str], member: Member, la
 def test_two_layouts(kernel_route: Route, launches: list[str], member: Member, first: str, second: str) -> None:
     """The result takes its memory order from where PyTorch's takes it, whoever computes it."""
     x, gate = member.operands("image", torch.float32, kernel_route.device)
-    _check(member, (LAYOUTS[first](x), LAYOUTS[second](gate)), launches)
-
-
-@every_member
-@pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_gradient_layouts(kernel_route: Route, launches: list[str], member: Member, layout: str, gradient: str) -> None:
-    """Kernels make the gradients for every layout of the incoming one, the stride-0 one of ``sum()`` included."""
-    operands = tuple(map(LAYOUTS[layout], member.operands("image", torch.float32, kernel_route.device)))
-    _check(member, operands, launches, gradient)
-    assert formulas_of(launches) == _expected(member, torch.float32, layout)
+    member.check((LAYOUTS[first](x), LAYOUTS[second](gate)), launches)
 
 
 @every_broadcast
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_broadcast_gates(kernel_route: Route, launches: list[str], variant: str, layout: str) -> None:
-    """A gate that broadcasts is right beside x of every layout, and takes the kernels beside a dense one."""
+    """A gate that broadcasts is right in and beside every layout, and takes the kernels beside a dense x."""
     x, gate = SIGMOID_GATE.operands(variant, torch.float32, kernel_route.device)
     for gradient in ("same layout", "one number, expanded"):
         launches.clear()
-        _check(SIGMOID_GATE, (LAYOUTS[layout](x), gate), launches, gradient)
+        SIGMOID_GATE.check((LAYOUTS[layout](x), gate), launches, GRADIENTS[gradient])
         if layout in ("contiguous", "channels_last", "misaligned"):
             assert formulas_of(launches) == list(SIGMOID_GATE.kernels)
-    _check(SIGMOID_GATE, (LAYOUTS[layout](x), _every_second(gate)), launches)
+    for laid_out in (_every_second(gate), LAYOUTS[layout](gate) if gate.dim() else gate):
+        SIGMOID_GATE.check((LAYOUTS[layout](x), laid_out), launches)
 
 
 def test_a_gate_that_is_one_number_expanded(kernel_route: Route, launches: list[str]) -> None:
     """A gate per row whose memory is one number is summed per row all the same, and not as one gate."""
     x, _ = SIGMOID_GATE.operands("matrix", torch.float32, kernel_route.device)
     gate = torch.full((1, 1), 0.5, device=x.device).expand(len(x), 1)
-    _check(SIGMOID_GATE, (x, gate), launches)
+    SIGMOID_GATE.check((x, gate), launches)
     assert formulas_of(launches) == list(SIGMOID_GATE.kernels)
 
 
@@ -155,8 +139,29 @@ def test_gates_that_no_kernel_takes(
 ) -> None:
     """A gate broadcast in every second dimension goes to PyTorch, and so do batches too small for a program each."""
     member = replace(SIGMOID_GATE, shapes={"": (x, gate)})
-    _check(member, member.operands("", torch.float32, kernel_route.device), launches)
+    member.check(member.operands("", torch.float32, kernel_route.device), launches)
     assert launches == []
+
+
+# Dimensions of size 1 have strides that no element feels, but optimizers and DDP compare them all the same.
+SIZES_OF_ONE: list[Shapes] = [((2, 6, 1, 1),), ((2, 2, 5, 6),), ((1, 6, 1, 8),), ((6, 2, 1, 2),), ((2, 1, 4, 4),)]
+
+
+@pytest.mark.parametrize("shapes", SIZES_OF_ONE, ids=str)
+@pytest.mark.parametrize("member", [m for m in MEMBERS if m.halved in (None, 1)], ids=lambda member: member.name)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "with gaps", "misaligned"])
+def test_sizes_of_one(kernel_route: Route, launches: list[str], member: Member, shapes: Shapes, layout: str) -> None:
+    """Tensors that are contiguous and channels_last at once have the strides that PyTorch gives them."""
+    member = replace(member, shapes={"": shapes * member.arity})
+    operands = member.operands("", torch.float32, kernel_route.device)
+    if member.halved is not None and operands[0].shape[1] % 2:
+        pytest.skip("of odd size")
+    # Beside strides of 0, after a clamp, and for halves, PyTorch keeps what strides an operand happens to have there.
+    keeps = member.name == "clamped swiglu" or member.halved is not None
+    laid_out = LAYOUTS[layout] if keeps or layout != "channels_last" else _with_strides_of_channels_last
+    member.check(tuple(map(laid_out, operands)), launches)
+    launches.clear()
+    member.check(tuple(map(LAYOUTS[layout], operands)), launches, GRADIENTS["one number, expanded"])
 
 
 # A tile of float32 has 2048 elements: 64 columns where its rows are summed, as many as there are where they are not.
@@ -185,7 +190,7 @@ def test_many_tiles(kernel_route: Route, launches: list[str], name: str, shapes:
         if operands[0].dim() < 3:
             pytest.skip("there is no other order")
         operands = (operands[0].movedim(1, -1).contiguous().movedim(-1, 1), *operands[1:])
-    _check(member, operands, launches)
+    member.check(operands, launches)
     assert formulas_of(launches) == list(member.launched(torch.float32))
 
 
@@ -221,5 +226,6 @@ def test_halves_are_not_copied(
 def test_poison_catches_an_unwritten_element(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     """The poison can fail a test: a launch that leaves the output alone gives NaN."""
     replace_launches(monkeypatch, lambda *args: None)
+    operands = SIGMOID_GATE.operands("matrix", torch.float32, kernel_route.device)
     with pytest.raises(AssertionError, match="ulp off"):
-        _check(SIGMOID_GATE, SIGMOID_GATE.operands("matrix", torch.float32, kernel_route.device), ["sigmoid_gate"])
+        SIGMOID_GATE.check(operands, ["sigmoid_gate"])

@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,20 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sigmoid_op import SiLU, dispatch, glu, sigmoid_gate, silu, swiglu
-from tests.conftest import Route, kernels_from
-from tests.members import Member, Op, every_call, every_member
-from tests.ulp import FLOAT_DTYPES, PRODUCT_ULPS, assert_within_ulps
+from sigmoid_op import SiLU, dispatch, glu, silu, swiglu
+from tests.conftest import Route, formulas_of
+from tests.members import SIGMOID_GATE, SWIGLU, Member, Op, every_call, every_member, outcome
+from tests.ulp import FLOAT_DTYPES
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
-
-
-def _gate_of(x: Tensor, gate: Tensor) -> Tensor:
-    return x * torch.sigmoid(gate)
-
-
-def _silu_of(gate: Tensor, up: Tensor) -> Tensor:
-    return F.silu(gate) * up
 
 
 PAIRS: dict[str, tuple[Any, Any]] = {
@@ -44,22 +37,15 @@ PAIRS: dict[str, tuple[Any, Any]] = {
 
 @every_call
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_result(route: Route, launches: list[str], member: Member, variant: str, dtype: torch.dtype) -> None:
-    """The fallback is PyTorch's, bit for bit; the kernel, one launch, is within the table's ulps of the truth.
+def test_result_and_gradients(
+    route: Route, launches: list[str], member: Member, variant: str, dtype: torch.dtype
+) -> None:
+    """The fallback's are PyTorch's, bit for bit; the kernels', one launch each, within the table's ulps of the truth.
 
-    Shape, dtype, device and strides are PyTorch's on every route, and the operands are left as they were.
+    Shapes, dtypes, devices and strides are PyTorch's on every route, and the operands are left as they were.
     """
-    operands = member.operands(variant, dtype, route.device)
-    before = [operand.clone() for operand in operands]
-    out, theirs = member.ours(*operands), member.theirs(*operands)
-    assert (out.shape, out.dtype, out.device) == (theirs.shape, theirs.dtype, theirs.device)
-    assert out.stride() == theirs.stride()
-    assert all(map(torch.equal, operands, before))
-    assert launches == ([member.launched(dtype)[0]] if route.uses_kernels else [])
-    if route.uses_kernels:
-        assert_within_ulps(out, member.truth(*operands), PRODUCT_ULPS[dtype])
-    else:
-        assert torch.equal(out, theirs)
+    member.check(member.operands(variant, dtype, route.device), launches)
+    assert formulas_of(launches) == (list(member.launched(dtype)) if route.uses_kernels else [])
 
 
 @every_member
@@ -97,12 +83,12 @@ def test_what_no_kernel_takes(
     assert launches == []
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(sigmoid_gate, _gate_of), (swiglu, _silu_of)])
+@pytest.mark.parametrize("member", [SIGMOID_GATE, SWIGLU], ids=lambda member: member.name)
 @pytest.mark.parametrize("pair", PAIRS)
-def test_pairs_that_no_kernel_takes(kernel_route: Route, launches: list[str], ours: Op, theirs: Op, pair: str) -> None:
+def test_pairs_that_no_kernel_takes(kernel_route: Route, launches: list[str], member: Member, pair: str) -> None:
     """Pairs of two dtypes, two devices, or shapes of which the first is not the result's: as with PyTorch's form."""
     operands = (x.to(kernel_route.device) if isinstance(x, Tensor) and not x.is_meta else x for x in PAIRS[pair])
-    assert_same_outcome(ours, theirs, *operands)
+    assert_same_outcome(member.ours, member.theirs, *operands)
     assert launches == []
 
 
@@ -138,15 +124,24 @@ def test_errors_of_packed_swiglu(route: Route, launches: list[str], shape: tuple
     assert launches == []
 
 
-def test_in_place(route: Route, launches: list[str]) -> None:
-    """silu overwrites its input where told to, by position or by name, and refuses a leaf that requires grad."""
-    for call in (lambda x: silu(x, True), lambda x: silu(input=x, inplace=True), SiLU(inplace=True)):
-        x = torch.linspace(-3, 3, 5, device=route.device)
-        expected = x.double() * torch.sigmoid(x.double())
-        assert call(x) is x
-        torch.testing.assert_close(x.double(), expected, rtol=1e-6, atol=0)
+@pytest.mark.parametrize("beta", [1.0, 1.5])
+def test_in_place(route: Route, launches: list[str], beta: float) -> None:
+    """silu overwrites its input where told to, by position or by name; the gradient flows through.
+
+    A leaf that requires a gradient is refused, as PyTorch does.
+    """
+    leaf = torch.linspace(-3, 3, 5, dtype=torch.float64, device=route.device, requires_grad=True)
+    exact = leaf * torch.sigmoid(beta * leaf)
+    (exact_gradient,) = torch.autograd.grad(exact.sum(), leaf)
+    by_position, by_name = partial(silu, beta=beta), partial(silu, inplace=True, beta=beta)
+    for call in (lambda x: by_position(x, True), lambda x: by_name(input=x), SiLU(inplace=True, beta=beta)):
+        for x in (leaf.detach() * 1, leaf * 1):
+            assert call(x) is x
+            torch.testing.assert_close(x, exact)
+        torch.testing.assert_close(torch.autograd.grad(x.sum(), leaf), (exact_gradient,))
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
+        by_name(leaf)
     assert launches == []
-    assert_same_outcome(silu, F.silu, torch.ones(3, device=route.device, requires_grad=True), True)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(silu, F.silu), (glu, F.glu)])
@@ -160,36 +155,13 @@ def test_signatures(ours: Op, theirs: Op) -> None:
     assert {kind for _, kind, _ in parameters[0][count:]} <= {inspect.Parameter.KEYWORD_ONLY}
 
 
-def test_small_tensors_go_to_pytorch(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The threshold counts the elements of the result's shape, so a small gate does not keep a large x from it."""
-    x, gate = torch.ones(4, 6, device=kernel_route.device), torch.ones(6, device=kernel_route.device)
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(25))
-    for call in (
-        lambda: silu(x),
-        lambda: sigmoid_gate(x, gate),
-        lambda: swiglu(x, x),
-        lambda: swiglu(x),
-        lambda: glu(x),
-    ):
-        call()
-    assert launches == []
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(24))
-    sigmoid_gate(x, gate)
-    assert launches == ["sigmoid_gate"]
-
-
 def assert_same_outcome(ours: Op, theirs: Op, *args: Any) -> None:
     """The same bits, or an error of the same type and message."""
-    outcomes: list[Any] = []
-    for op in (ours, theirs):
-        try:
-            outcomes.append(op(*args))
-        except Exception as error:
-            outcomes.append((type(error), str(error)))
-    if isinstance(outcomes[1], Tensor) and not outcomes[1].is_meta and not outcomes[1].is_sparse:
-        torch.testing.assert_close(*outcomes, rtol=0, atol=0)
-        assert outcomes[0].stride() == outcomes[1].stride()
-    elif isinstance(outcomes[1], Tensor):
-        assert outcomes[0].layout == outcomes[1].layout
+    found, expected = outcome(ours, *args), outcome(theirs, *args)
+    if not isinstance(expected, Tensor):
+        assert found == expected
+    elif expected.is_meta or expected.is_sparse:
+        assert found.layout == expected.layout
     else:
-        assert outcomes[0] == outcomes[1]
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        assert found.stride() == expected.stride()
