@@ -29,7 +29,7 @@ def torch_focal(
     return {"none": loss, "mean": loss.mean(), "sum": loss.sum()}[reduction]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loss:
     """A loss with its options, and how many ulps a float32 (float64) result and gradient may be off."""
 
@@ -50,6 +50,10 @@ class Loss:
             gradients = [float(mpmath.diff(lambda a, b=b: self.definition(a, b), a)) for a, b in pairs]
         return torch.tensor(losses, dtype=torch.float64), torch.tensor(gradients, dtype=torch.float64)
 
+    def given(self, x: Tensor) -> dict[str, Any]:
+        """The options, weights in the dtype and on the device of ``x``."""
+        return {k: v.to(x.device, x.dtype) if isinstance(v, Tensor) else v for k, v in self.options.items()}
+
 
 def _log_sigmoid(x: Any) -> Any:
     return -mpmath.log1p(mpmath.exp(-x))
@@ -60,17 +64,9 @@ def _cross_entropy(x: Any, y: Any, weight: float = 1, pos_weight: float = 1) -> 
 
 
 def _bce(name: str, **weights: float) -> Loss:
-    options = {key: torch.tensor(value) for key, value in weights.items()}
-    return Loss(
-        name,
-        binary_cross_entropy_with_logits,
-        F.binary_cross_entropy_with_logits,
-        lambda x, y: _cross_entropy(x, y, **weights),
-        "bce",
-        2.0 + len(weights),
-        1.5 + len(weights),
-        options,
-    )
+    ours, theirs = binary_cross_entropy_with_logits, F.binary_cross_entropy_with_logits
+    options, n = {key: torch.tensor(value) for key, value in weights.items()}, len(weights)
+    return Loss(name, ours, theirs, lambda x, y: _cross_entropy(x, y, **weights), "bce", 2.0 + n, 1.5 + n, options)
 
 
 def focal(alpha: float, gamma: float, ulps: float = 200.0, gradient_ulps: float = 200.0) -> Loss:
@@ -104,3 +100,25 @@ LOSSES = [
 ]
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 each_kind = pytest.mark.parametrize("loss", [BCE, WEIGHTED_BCE, FOCAL], ids=lambda loss: loss.name)
+
+N, C = 12, 20  # logits, as rows of classes
+
+
+def logits(dtype: torch.dtype, device: str) -> Tensor:
+    x = 3 * torch.randn(N, C, generator=torch.Generator().manual_seed(0))
+    return x.to(device, dtype).requires_grad_()
+
+
+def hard_labels(x: Tensor) -> Tensor:
+    """Those whose gradients keep all their digits."""
+    return (torch.arange(N * C).view(N, C) % 5 == 0).to(x.device, x.dtype)
+
+
+def classes(x: Tensor) -> Tensor:
+    """Of each row, the background and rows to ignore among them."""
+    return torch.tensor([0, C, -1, 3, C - 1, 5, 5, -1, C, 7, 11, 0], device=x.device)
+
+
+def rows(x: Tensor) -> Tensor:
+    """A mask of some."""
+    return (torch.arange(N).view(N, 1) % 4 < 2).to(x.device)
