@@ -214,7 +214,8 @@ class Clamped(NamedTuple):
         return swiglu(*operands, **self._asdict(), interleaved=interleaved)
 
     def theirs(self, gate: Tensor, up: Tensor) -> Tensor:
-        gate, up = self._clamped(gate, up)
+        gate = gate.clamp(max=self.limit)
+        up = up.clamp(-self.limit, self.limit) + self.up_offset
         return gate * torch.sigmoid(self.alpha * gate) * up
 
     def _clamped(self, gate: Number, up: Number) -> tuple[Number, Number]:
@@ -250,6 +251,11 @@ BROADCAST: dict[str, Shapes] = {
     "one number": ((3, 6), ()),
     "one number of two dimensions": ((3, 6), (1, 1)),
 }
+
+
+def _packed_swiglu(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, -1)
+    return F.silu(gate) * up
 
 
 def _sloped(name: str, ours: Op, module: Callable[[], nn.Module], beta: float) -> Member:
@@ -303,13 +309,7 @@ MEMBERS = [
     _sloped("silu of a negative beta", partial(silu, beta=-0.7), partial(SiLU, beta=-0.7), -0.7),
     SIGMOID_GATE,
     SWIGLU,
-    replace(
-        SWIGLU,
-        name="packed swiglu",
-        theirs=lambda x: SWIGLU.theirs(*x.chunk(2, -1)),
-        shapes=PACKED,
-        halved=-1,
-    ),
+    replace(SWIGLU, name="packed swiglu", theirs=_packed_swiglu, shapes=PACKED, halved=-1),
     CLAMPED_SWIGLU,
     replace(
         CLAMPED_SWIGLU,

@@ -2,28 +2,28 @@
 
 import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
-from sigmoid_op import BCEWithLogitsLoss, LogSigmoid, SigmoidFocalLoss
-from sigmoid_op.ops.bce import binary_cross_entropy_with_logits
-from sigmoid_op.ops.focal import sigmoid_focal_loss
-from sigmoid_op.ops.logsigmoid import logsigmoid
+from sigmoid_op import (
+    BCEWithLogitsLoss,
+    LogSigmoid,
+    SigmoidFocalLoss,
+    binary_cross_entropy_with_logits,
+    logsigmoid,
+    sigmoid_focal_loss,
+)
 from tests.conftest import Route
-from tests.losses import BCE, FOCAL, LOSSES, REDUCTIONS, Loss, Op, each_kind, torch_focal
-from tests.models import Cut
-from tests.ulp import assert_within_ulps
+from tests.losses import BCE, FOCAL, REDUCTIONS, Loss, Op, every_loss, torch_focal
+from tests.members import outcome
+from tests.ulp import FLOAT_DTYPES, assert_within_ulps
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
-FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPE = (2, 3, 9, 10)
 
 
@@ -36,25 +36,15 @@ def _labels(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(3)).mul(1.5).sub(0.25).clamp(0, 1).to(dtype)
 
 
-def _options(loss: Loss, route: Route) -> dict[str, Any]:
-    """Of the loss, its weights being on the device."""
-    return {k: v.to(route.device) if isinstance(v, Tensor) else v for k, v in loss.options.items()}
-
-
 def _assert_same_outcome(ours: Op, theirs: Op, *args: Any, **options: Any) -> None:
     """The same dtype and about the same values, or an error of the same type and message."""
-    outcomes: list[Any] = []
-    for op in (ours, theirs):
-        try:
-            outcomes.append(op(*args, **options))
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            outcomes.append((type(error), str(error)))
-    if isinstance(outcomes[1], Tensor):
-        coarsest = torch.bfloat16 if torch.bfloat16 in (o.dtype for o in outcomes) else torch.float16
-        assert outcomes[0].dtype == outcomes[1].dtype
-        torch.testing.assert_close(outcomes[0], outcomes[1], rtol=4 * torch.finfo(coarsest).eps, atol=0.02)
+    found, expected = outcome(ours, *args, **options), outcome(theirs, *args, **options)
+    if isinstance(expected, Tensor):
+        coarsest = torch.bfloat16 if torch.bfloat16 in (found.dtype, expected.dtype) else torch.float16
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=4 * torch.finfo(coarsest).eps, atol=0.02)
     else:
-        assert outcomes[0] == outcomes[1]
+        assert found == expected
 
 
 def _parameters(op: Op) -> list[tuple[str, Any]]:
@@ -62,8 +52,8 @@ def _parameters(op: Op) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
-@pytest.mark.parametrize("target_dtype", [*FLOATS, torch.int64, torch.bool], ids=str)
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("target_dtype", [*FLOAT_DTYPES, torch.int64, torch.bool], ids=str)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_dtypes(route: Route, dtype: torch.dtype, target_dtype: torch.dtype, autocast: bool) -> None:
     """For each pair of dtypes the result has PyTorch's, with and without autocast, or the error is PyTorch's.
 
@@ -96,49 +86,16 @@ def test_the_gradient_of_a_mean_is_rounded_once(kernel_route: Route) -> None:
         assert torch.equal(grad_in, (grad_out / 3).expand(3))
 
 
-@each_kind
-def test_an_undefined_gradient_stays_undefined(route: Route, loss: Loss) -> None:
-    """What no gradient reaches has none, rather than zeros."""
-    x = _random(5, seed=1).to(route.device).requires_grad_()
-    Cut.apply(loss.ours(x, torch.ones_like(x), **_options(loss, route))).sum().backward()
-    assert x.grad is None
-
-
-@each_kind
-@pytest.mark.parametrize("counted", ["forward", "backward"])
-def test_checkpoint_watched_for_half_of_the_time(route: Route, loss: Loss, counted: str) -> None:
-    """A mode on in one of the two forward passes, as that which counts operations, leaves the gradient right."""
-    x = _random(9, seed=1, dtype=torch.float64).to(route.device).requires_grad_()
-    target = _labels(9, dtype=torch.float64).to(route.device)
-    with FlopCounterMode(display=False) if counted == "forward" else nullcontext():
-        out = checkpoint(loss.ours, x, target, use_reentrant=False, reduction="mean", **_options(loss, route))
-    with FlopCounterMode(display=False) if counted == "backward" else nullcontext():
-        out.backward()
-    _, slopes = loss.truth(x.detach(), target)
-    torch.testing.assert_close(x.grad, slopes / 9, check_device=False)
-
-
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss.kernel == "bce"], ids=lambda loss: loss.name)
+@every_loss
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_fallback_of_bce_is_pytorch(fallback: Route, loss: Loss, reduction: str) -> None:
-    """Where no kernel serves, results and gradients are PyTorch's to the last bit."""
-    x, target = _random(7, 9, seed=1).requires_grad_(), _labels(7, 9)
-    results = [op(x, target, reduction=reduction, **loss.options) for op in (loss.ours, loss.theirs)]
-    assert torch.equal(*results)
-    assert torch.equal(*(torch.autograd.grad(result.sum(), x)[0] for result in results))
-
-
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss.kernel == "focal"], ids=lambda loss: loss.name)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_fallback_of_the_focal_loss_is_its_definition(fallback: Route, loss: Loss, reduction: str) -> None:
-    """Where no kernel serves, results and gradients are those of the formula, in the operations of torchvision."""
-    x, target = _random(63, seed=1, dtype=torch.float64).requires_grad_(), _labels(63, dtype=torch.float64)
-    out = loss.ours(x, target, reduction=reduction, **loss.options)
-    (gradient,) = torch.autograd.grad(out.sum(), x)
-    losses, slopes = loss.truth(x, target)
-    exact = {"none": losses, "mean": losses.mean(), "sum": losses.sum()}[reduction]
-    torch.testing.assert_close(out, exact, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(gradient, slopes / (63 if reduction == "mean" else 1), rtol=1e-9, atol=1e-12)
+def test_fallback(fallback: Route, loss: Loss, reduction: str) -> None:
+    """Where no kernel serves, BCE and its gradient are PyTorch's to the last bit, the focal loss is its definition."""
+    x = _random(7, 9, seed=1, dtype=torch.float64).requires_grad_()
+    target, options = _labels(7, 9, dtype=torch.float64), loss.given(x)
+    results = [op(x, target, reduction=reduction, **options) for op in (loss.ours, loss.theirs)]
+    gradients = [torch.autograd.grad(result.sum(), x)[0] for result in results]
+    for pair in (results, gradients):
+        torch.testing.assert_close(*pair, rtol=1e-9 if loss.kernel == "focal" else 0, atol=0)
 
 
 OURS = [("mask", None), ("normalizer", None)]
@@ -148,14 +105,10 @@ def test_focal_loss_is_torchvisions(route: Route) -> None:
     """Signature, values and errors are those of torchvision's own function, where it is installed."""
     theirs = pytest.importorskip("torchvision.ops").sigmoid_focal_loss
     x, target = _random(5, 9, seed=1).to(route.device), _labels(5, 9).to(route.device)
-    for options in (
-        {},
-        {"alpha": -1, "gamma": 0},
-        {"gamma": 1.3, "reduction": "sum"},
-        {"alpha": 1, "reduction": "mean"},
-    ):
-        ours = sigmoid_focal_loss(x, target, **options)
-        torch.testing.assert_close(ours, theirs(x, target, **options), rtol=1e-5, atol=1e-7)
+    for reduction in REDUCTIONS:
+        for options in ({}, {"alpha": -1, "gamma": 0}, {"alpha": 1, "gamma": 1.3}):
+            ours = sigmoid_focal_loss(x, target, reduction=reduction, **options)
+            torch.testing.assert_close(ours, theirs(x, target, reduction=reduction, **options), rtol=1e-5, atol=1e-7)
     for bad in ({"alpha": 2}, {"alpha": -0.5}, {"alpha": float("nan")}, {"reduction": "average"}):
         _assert_same_outcome(sigmoid_focal_loss, theirs, x, target, **bad)
     assert _parameters(sigmoid_focal_loss) == [*_parameters(theirs), *OURS]
@@ -235,15 +188,6 @@ def test_goes_to_pytorch(route: Route, launches: list[str], case: Callable[[Tens
     assert launches == []
 
 
-@each_kind
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_one_launch_a_pass(kernel_route: Route, launches: list[str], loss: Loss, reduction: str) -> None:
-    """Forward and backward are one kernel each, reductions included."""
-    x, target = _random(5, 64, seed=1).to(kernel_route.device).requires_grad_(), _labels(5, 64).to(kernel_route.device)
-    loss.ours(x, target, reduction=reduction, **_options(loss, kernel_route)).sum().backward()
-    assert launches == [loss.kernel, f"{loss.kernel}_backward"]
-
-
 def _weights(x: Tensor, *shape: int) -> Tensor:
     return torch.linspace(0.5, 3, torch.Size(shape).numel(), device=x.device).view(shape)
 
@@ -264,21 +208,18 @@ WEIGHTS = [(), (1,), (10,), (9, 1), (3, 1, 1), (2, 1, 1, 1), SHAPE]
 
 def _check_against_float64(loss: Op, theirs: Op, x: Tensor, target: Tensor, **weights: Tensor) -> None:
     """Results and gradients of every reduction, and the strides of the unreduced ones."""
+    leaf, exact_leaf = x.detach().requires_grad_(), x.detach().double().requires_grad_()
+    exact_weights = {name: weight.double() for name, weight in weights.items()}
     for reduction in REDUCTIONS:
-        leaf = x.detach().requires_grad_()
-        exact_leaf = x.detach().double().requires_grad_()
         result = loss(leaf, target, reduction=reduction, **weights)
-        exact = theirs(
-            exact_leaf, target.double(), reduction=reduction, **{name: w.double() for name, w in weights.items()}
-        )
-        torch.testing.assert_close(result.double(), exact, rtol=1e-5, atol=1e-6)
-        if reduction == "none":
-            assert result.stride() == theirs(x, target, reduction="none", **weights).stride()
+        exact = theirs(exact_leaf, target.double(), reduction=reduction, **exact_weights)
         grad_out = torch.full_like(result, 0.5) if reduction == "mean" else torch.ones_like(result).expand_as(result)
         (grad_in,) = torch.autograd.grad(result, leaf, grad_out)
         (exact_grad,) = torch.autograd.grad(exact, exact_leaf, grad_out.double())
+        torch.testing.assert_close(result.double(), exact, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(grad_in.double(), exact_grad, rtol=1e-5, atol=1e-6)
-        assert not grad_in.isnan().any()
+        if reduction == "none":
+            assert result.stride() == theirs(x, target, reduction="none", **weights).stride()
 
 
 @pytest.mark.parametrize("loss", [BCE, FOCAL], ids=lambda loss: loss.name)
@@ -307,38 +248,31 @@ def test_weights_broadcast(route: Route, shape: tuple[int, ...], layout: str) ->
     _check_against_float64(ours, theirs, x, target, weight=_weights(x, *shape), pos_weight=_weights(x, 3, 1, 1))
 
 
-def _module_calls(device: str) -> list[tuple[nn.Module, nn.Module, tuple[Tensor, ...]]]:
-    x, target = _random(4, 6, seed=1).to(device), _labels(4, 6).to(device)
-    weights = {"weight": torch.full((6,), 0.5, device=device), "pos_weight": torch.full((6,), 2.0, device=device)}
-    return [
+def test_modules(route: Route) -> None:
+    """The modules give what PyTorch's give, have their state, and serve in place of them: swapped, scripted, traced."""
+    x, target = _random(4, 6, seed=1).to(route.device), _labels(4, 6).to(route.device)
+    weights = {name: torch.linspace(0.5, 2, 6, device=route.device) for name in ("weight", "pos_weight")}
+    calls: list[tuple[nn.Module, nn.Module, tuple[Tensor, ...]]] = [
         (LogSigmoid(), nn.LogSigmoid(), (x,)),
         (BCEWithLogitsLoss(), nn.BCEWithLogitsLoss(), (x, target)),
         (BCEWithLogitsLoss(**weights, reduction="sum"), nn.BCEWithLogitsLoss(**weights, reduction="sum"), (x, target)),
     ]
-
-
-def test_modules(route: Route) -> None:
-    """The modules give what PyTorch's give, have their state, and serve in place of them: swapped, scripted, traced."""
-    for ours, theirs, operands in _module_calls(route.device):
+    for ours, theirs, operands in calls:
         expected = theirs(*operands)
-        torch.testing.assert_close(ours(*operands), expected)
         assert isinstance(ours, type(theirs))
         assert repr(ours) == repr(theirs)
         assert list(ours.state_dict()) == list(theirs.state_dict())
-        torch.testing.assert_close(torch.jit.script(ours)(*operands), expected)
-        torch.testing.assert_close(torch.fx.symbolic_trace(ours)(*operands), expected)
         theirs.__class__ = type(ours)
-        torch.testing.assert_close(theirs(*operands), expected)
+        for form in (ours, theirs, torch.jit.script(ours), torch.fx.symbolic_trace(ours)):
+            torch.testing.assert_close(form(*operands), expected)
 
 
 def test_focal_module(route: Route) -> None:
     """SigmoidFocalLoss passes its options on, shows them, and can be traced and scripted."""
     x, target = _random(4, 6, seed=1).to(route.device), _labels(4, 6).to(route.device)
     module = SigmoidFocalLoss(alpha=0.4, gamma=3, reduction="sum")
-    expected = torch_focal(x, target, 0.4, 3, "sum")
-    torch.testing.assert_close(module(x, target), expected)
-    torch.testing.assert_close(torch.fx.symbolic_trace(module)(x, target), expected)
-    torch.testing.assert_close(torch.jit.script(module)(x, target), expected)
+    for form in (module, torch.jit.script(module), torch.fx.symbolic_trace(module)):
+        torch.testing.assert_close(form(x, target), torch_focal(x, target, 0.4, 3, "sum"))
     assert repr(module) == "SigmoidFocalLoss(alpha=0.4, gamma=3, reduction='sum')"
     assert repr(SigmoidFocalLoss()) == "SigmoidFocalLoss(alpha=0.25, gamma=2, reduction='none')"
 
