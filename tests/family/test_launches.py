@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.ops import OPS, Op
 from sigmoid_op import dispatch
-from sigmoid_op.ops import bce, focal, gate, glu, logsigmoid, shared, sigmoid, silu, swiglu
+from sigmoid_op.ops import bce, focal, gate, glu, logsigmoid, sigmoid, silu, swiglu
 from tests.conftest import Route, kernels_from
 from tests.fake_kernel import FakeKernel
 
@@ -112,16 +112,3 @@ def test_functions_taken(kernel_route: Route, monkeypatch: pytest.MonkeyPatch, r
         row.ours(*operands)
     assert taken == []
     assert _run(row, operands, lambda: len(taken)) == (1, 0)
-
-
-def test_a_signature_inspected_would_be_seen(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Applied in the form that torch.func needs, a Function does have its signature inspected."""
-    x = torch.ones(3, device=kernel_route.device, requires_grad=True)
-
-    def refuse(*args: object, **keywords: object) -> None:
-        raise AssertionError("inspect.signature")
-
-    monkeypatch.setattr(inspect, "signature", refuse)
-    monkeypatch.setattr(shared, "functorch_active", lambda: True)
-    with pytest.raises(AssertionError, match=r"inspect\.signature"):
-        sigmoid.SigmoidFunction.apply(x)

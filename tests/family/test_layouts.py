@@ -100,6 +100,15 @@ def test_one_layout(
         assert formulas_of(launches) == ([] if layout == "every second" else list(member.launched(dtype)))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_interleaved_rows_an_odd_step_apart(kernel_route: Route, launches: list[str], dtype: torch.dtype) -> None:
+    """No pair of every second row is one integer in memory: the columns are copied."""
+    (member,) = (member for member in MEMBERS if member.interleaved)
+    x = torch.linspace(-3, 3, 28, dtype=dtype, device=kernel_route.device).view(4, 7)[:, :6]
+    member.check((x,), launches)
+    assert launches == list(member.kernels)
+
+
 @pytest.mark.parametrize("member", [m for m in MEMBERS if m.arity == 2], ids=lambda member: member.name)
 @pytest.mark.parametrize("first", LAYOUTS)
 @pytest.mark.parametrize("second", LAYOUTS)
@@ -228,11 +237,3 @@ def test_halves_are_not_copied(
     (read, written), (read_back, written_back) = storages
     assert (read, written) == ({x.data_ptr()}, {out.data_ptr()})
     assert (read_back, written_back) == ({x.data_ptr(), grad_out.data_ptr()}, {grad_x.data_ptr()})
-
-
-def test_poison_catches_an_unwritten_element(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The poison can fail a test: a launch that leaves the output alone gives NaN."""
-    replace_launches(monkeypatch, lambda *args: None)
-    operands = SIGMOID_GATE.operands("matrix", torch.float32, kernel_route.device)
-    with pytest.raises(AssertionError, match="ulp off"):
-        SIGMOID_GATE.check(operands, ["sigmoid_gate"])
