@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from bench.ops import OPS, Op
 from sigmoid_op import dispatch
-from sigmoid_op.ops import bce, focal, gate, glu, logsigmoid, sigmoid, silu, swiglu
+from sigmoid_op.ops import bce, focal, gate, glu, logsigmoid, shared, sigmoid, silu, swiglu
 from tests.conftest import Route, kernels_from
 from tests.fake_kernel import FakeKernel
 
@@ -83,32 +84,21 @@ FUNCTIONS = [
 @every_row
 def test_functions_taken(kernel_route: Route, monkeypatch: pytest.MonkeyPatch, row: Op) -> None:
     """None without gradients, one with them, none in backward; and nobody inspects a signature on the way."""
-    taken: list[str] = []
-
-    def watched(function: Any, name: str) -> Callable[..., Any]:
-        method = getattr(function, name)
-
-        def take(*args: Any) -> Any:
-            taken.append(function.__name__)
-            return method(*args)
-
-        return staticmethod(take)
-
-    for function in FUNCTIONS:
-        # Those that torch.func can transform have a forward that backwards call without taking the Function.
-        name = "apply" if issubclass(function, shared.TransformableFunction) else "forward"
-        monkeypatch.setattr(function, name, watched(function, name))
+    # Those that torch.func can transform have a forward that a backward calls without taking the Function.
+    names = {f: "apply" if issubclass(f, shared.TransformableFunction) else "forward" for f in FUNCTIONS}
+    watched: dict[Any, Mock] = {function: Mock(wraps=getattr(function, name)) for function, name in names.items()}
+    for function, name in names.items():
+        monkeypatch.setattr(function, name, watched[function])
     operands = _operands(row, 1024, kernel_route.device)
     _run(row, operands, lambda: 0)  # compiles, or prepares to interpret
-    taken.clear()
-    signature = inspect.signature
+    watched[inspect] = Mock(wraps=inspect.signature)
+    monkeypatch.setattr(inspect, "signature", watched[inspect])
 
-    def inspected(*args: Any, **keywords: Any) -> Any:
-        taken.append("inspect.signature")
-        return signature(*args, **keywords)
+    def taken() -> int:
+        return sum(call.call_count for call in watched.values())
 
-    monkeypatch.setattr(inspect, "signature", inspected)
+    before = taken()
     with torch.no_grad():
         row.ours(*operands)
-    assert taken == []
-    assert _run(row, operands, lambda: len(taken)) == (1, 0)
+    assert taken() == before
+    assert _run(row, operands, taken) == (1, 0)
