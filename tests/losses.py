@@ -55,12 +55,12 @@ class Loss:
         return {k: v.to(x.device, x.dtype) if isinstance(v, Tensor) else v for k, v in self.options.items()}
 
 
-def _log_sigmoid(x: Any) -> Any:
+def log_sigmoid(x: Any) -> Any:
     return -mpmath.log1p(mpmath.exp(-x))
 
 
 def _cross_entropy(x: Any, y: Any, weight: float = 1, pos_weight: float = 1) -> Any:
-    return -weight * (pos_weight * y * _log_sigmoid(x) + (1 - y) * _log_sigmoid(-x))
+    return -weight * (pos_weight * y * log_sigmoid(x) + (1 - y) * log_sigmoid(-x))
 
 
 def _bce(name: str, **weights: float) -> Loss:

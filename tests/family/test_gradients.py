@@ -33,20 +33,18 @@ def test_tails(kernel_route: Route, member: Member, dtype: torch.dtype) -> None:
     info = torch.finfo(torch.float32 if dtype == torch.float16 else dtype)
     end = (8 - math.log(torch.finfo(dtype).tiny)) / abs(member.slope)
     x = torch.linspace(-end, end, 1501, dtype=torch.float64).to(dtype)[None, :]
-    operands = tuple(operand.to(kernel_route.device, copy=True) for operand in member.whole(x, x)[: member.arity])
-    operands = tuple(operand.requires_grad_() for operand in operands)
-    out = member.ours(*operands)
+    operands = [operand.to(kernel_route.device, copy=True) for operand in member.whole(x, x)[: member.arity]]
+    out = member.ours(*(operand.requires_grad_() for operand in operands))
     grad_out = torch.ones_like(out)
     gradients = member.parts(*torch.autograd.grad(out, operands, grad_out))
     square = x.double().square()
     allowance = torch.where(sigmoid64(-(member.slope * x.double()).abs()) < info.tiny, square * info.tiny * info.eps, 0)
-    truth = member.truth(*operands)
-    checks = [(out, truth, truth, PRODUCT_ULPS)]
-    for gradient, (exact, magnitude) in zip(gradients, member.true_gradients(grad_out, *operands), strict=True):
-        checks.append((gradient, exact, magnitude, PRODUCT_GRADIENT_ULPS))
-    for result, exact, magnitude, ulps in checks:
+    truth, true_gradients = member.truth(*operands), member.true_gradients(grad_out, *operands)
+    ulps = [PRODUCT_ULPS[dtype], *[PRODUCT_GRADIENT_ULPS[dtype]] * len(gradients)]
+    checks = zip((out, *gradients), [(truth, truth), *true_gradients], ulps, strict=True)
+    for result, (exact, magnitude), limit in checks:
         error = (result.detach().cpu().double() - exact).abs() - allowance
-        assert float((error / ulp_of(magnitude, dtype)).max()) <= ulps[dtype]
+        assert float((error / ulp_of(magnitude, dtype)).max()) <= limit
 
 
 @every_member

@@ -55,10 +55,9 @@ def test_in_place(kernel_route: Route, launches: list[str], variant: str, dtype:
 
 def test_slices_of_a_fused_projection(kernel_route: Route, launches: list[str]) -> None:
     """x and gate lie in the rows of one tensor, and the result takes the place of x; so for heads with a gate each."""
-    fused = _fused(kernel_route)
-    _check(launches, kernel_route, fused[:, :128], fused[:, 384:], fused[:, :128])
-    fused = _fused(kernel_route)
-    _check(launches, kernel_route, fused[:, :128], fused[:, 384:385], fused[:, :128])
+    for width in (128, 1):
+        fused = _fused(kernel_route)
+        _check(launches, kernel_route, fused[:, :128], fused[:, 384 : 384 + width], fused[:, :128])
     fused = _fused(kernel_route, heads=2)
     x, gate = fused[:, 128:256].unflatten(1, (2, 64)), fused[:, 384:, None]
     _check(launches, kernel_route, x, gate, x)
@@ -150,16 +149,6 @@ def test_leaves_under_no_grad(kernel_route: Route, launches: list[str]) -> None:
             y = x * 2
             sigmoid_gate(y, x, out=y)
         assert launches == ["sigmoid_gate"]
-
-
-def test_overwriting_what_backward_needs_is_an_error(route: Route) -> None:
-    """The version counter of an operand saved by another call notices."""
-    x = torch.ones(3, 4, device=route.device)
-    weight = torch.ones(3, 4, device=route.device, requires_grad=True)
-    out = weight * x
-    sigmoid_gate(x, x, out=x)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        out.sum().backward()
 
 
 @pytest.mark.usefixtures("fresh_compiler")
