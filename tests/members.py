@@ -195,16 +195,8 @@ def _silu_gradients(m: Maths, grad: Number, x: Number, beta: float = 1.0) -> tup
     return (tuple(grad * term for term in _silu_terms(m, x, beta)),)
 
 
-def _swiglu(m: Maths, gate: Number, up: Number) -> Number:
-    return gate * m.sigmoid(gate) * up
-
-
-def _swiglu_gradients(m: Maths, grad: Number, gate: Number, up: Number) -> tuple[Terms, ...]:
-    return tuple(grad * up * term for term in _silu_terms(m, gate)), (grad * gate * m.sigmoid(gate),)
-
-
 class Clamped(NamedTuple):
-    """swiglu with constants."""
+    """swiglu with constants; a limit of infinity is none."""
 
     alpha: float
     limit: float
@@ -234,6 +226,7 @@ class Clamped(NamedTuple):
 
 # gpt-oss's, but for the limit, which is such that a third of the operands is clamped.
 CLAMPED = Clamped(alpha=1.702, limit=2.5, up_offset=1.0)
+PLAIN = Clamped(alpha=1.0, limit=torch.inf, up_offset=0.0)
 
 SILU_KERNELS, SWIGLU_KERNELS = ("silu", "silu_backward"), ("swiglu", "swiglu_backward")
 GATE_KERNELS = ("sigmoid_gate", "sigmoid_gate_backward")
@@ -260,10 +253,11 @@ def _packed_swiglu(x: Tensor) -> Tensor:
 
 def _sloped(name: str, ours: Op, module: Callable[[], nn.Module], beta: float) -> Member:
     exact, exact_gradients = partial(_silu, beta=beta), partial(_silu_gradients, beta=beta)
-    kernels, shapes = SILU_KERNELS, ONE
-    return Member(
-        name, ours, module, lambda x: x * torch.sigmoid(beta * x), kernels, shapes, exact, exact_gradients, slope=beta
-    )
+
+    def theirs(x: Tensor) -> Tensor:
+        return x * torch.sigmoid(beta * x)
+
+    return Member(name, ours, module, theirs, SILU_KERNELS, ONE, exact, exact_gradients, slope=beta)
 
 
 def _glu(dim: int, shapes: dict[str, Shapes]) -> Member:
@@ -289,8 +283,8 @@ SWIGLU = Member(
     lambda gate, up: F.silu(gate) * up,
     SWIGLU_KERNELS,
     TWO,
-    _swiglu,
-    _swiglu_gradients,
+    PLAIN.exact,
+    PLAIN.exact_gradients,
 )
 CLAMPED_SWIGLU = Member(
     "clamped swiglu",
