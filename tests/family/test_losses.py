@@ -171,7 +171,7 @@ def test_goes_to_pytorch(route: Route, launches: list[str], case: Callable[[Tens
 def test_errors_of_focal_loss(route: Route, launches: list[str]) -> None:
     """An alpha out of range, an unknown reduction and a mismatch of shapes raise ValueError before any launch."""
     x = torch.ones(3, 4, device=route.device)
-    for arguments in ((x, 1.5), (x, 0.25, 2, "average"), (x[:2],)):
+    for arguments in ((x, 1.5), (x, -0.5), (x, float("nan")), (x, 0.25, 2, "average"), (x[:2],)):
         with pytest.raises(ValueError, match=r"Invalid alpha|Invalid Value for arg 'reduction'|Target size"):
             sigmoid_focal_loss(x, *arguments)
     assert launches == []
