@@ -68,7 +68,9 @@ FROZEN = [
 ]
 
 
-@pytest.mark.parametrize(("member", "variant", "frozen", "kept", "backward"), FROZEN)
+@pytest.mark.parametrize(
+    ("member", "variant", "frozen", "kept", "backward"), FROZEN, ids=lambda value: getattr(value, "name", None)
+)
 def test_one_operand_is_frozen(
     route: Route, launches: list[str], member: Member, variant: str, frozen: int, kept: list[int], backward: str
 ) -> None:

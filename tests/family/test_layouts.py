@@ -79,6 +79,7 @@ COPIED = {
         ("image", torch.bfloat16, "same layout"),
         *(("image", torch.float32, gradient) for gradient in GRADIENTS),
     ],
+    ids=str,
 )
 def test_one_layout(
     kernel_route: Route,
