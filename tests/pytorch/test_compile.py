@@ -1,4 +1,4 @@
-"""Under torch.compile the op is ``aten.sigmoid``: one graph, every size, fused with what stands beside it."""
+"""Under torch.compile an op is PyTorch's form of it: one graph, every size, fused with what stands beside it."""
 
 import re
 import shutil
@@ -14,7 +14,8 @@ from torch._inductor.utils import run_and_get_code
 
 from sigmoid_op import dispatch, sigmoid
 from tests.conftest import CUDA, Route, kernels_from
-from tests.pytorch.ops import FORMS, every_form
+from tests.members import Member, Op
+from tests.pytorch.ops import FUNCTION, SIGMOID, each, every_op_and_form
 from tests.ulp import true_sigmoid
 
 pytestmark = [
@@ -22,12 +23,6 @@ pytestmark = [
     # Inductor's advice on every GPU that has TF32, about matrix products, of which there are none here.
     pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
 ]
-
-aten = torch.ops.aten
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler on the CPU")
-
-FUNCTIONS = ["sigmoid", "SigmoidFunction"]
 
 
 class Recorder:
@@ -38,12 +33,44 @@ class Recorder:
         self.backend = aot_autograd(fw_compiler=self._record, bw_compiler=self._record)
 
     def _record(self, graph: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-        self.graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        targets = [node.target for node in graph.graph.nodes]
+        self.graphs.append([target for target in targets if isinstance(target, torch._ops.OpOverload)])
         return make_boxed_func(graph.forward)  # type: ignore[no-any-return]  # untyped in torch
 
 
-def _gate(form: str) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, y: FORMS[form](x) * y
+def _step(form: Op, *leaves: Tensor) -> tuple[Tensor, ...]:
+    """The result, and the gradients of its square."""
+    out = form(*leaves)
+    return out, *torch.autograd.grad(out.square().sum(), leaves)
+
+
+@every_op_and_form
+def test_operators(kernel_route: Route, launches: list[str], op: Member) -> None:
+    """One graph forward and one backward, holding the operators of PyTorch's form and none of our kernels."""
+    leaves = [x.requires_grad_() for x in op.operands("matrix", torch.float64, kernel_route.device)]
+    recorders = Recorder(), Recorder()
+    steps = [
+        _step(torch.compile(form, fullgraph=True, dynamic=False, backend=recorder.backend), *leaves)
+        for form, recorder in zip((op.ours, op.theirs), recorders, strict=True)
+    ]
+    torch.testing.assert_close(*steps)
+    assert len(recorders[0].graphs) == 2
+    assert recorders[0].graphs == recorders[1].graphs
+    assert launches == []
+
+
+@every_op_and_form
+def test_dynamic_sizes(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch, op: Member) -> None:
+    """One graph each way serves every number of rows, on both sides of the threshold."""
+    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(70))
+    recorder = Recorder()
+    compiled = torch.compile(op.ours, fullgraph=True, dynamic=True, backend=recorder.backend)
+    for repeat in (3, 5, 7):
+        operands = op.operands("matrix", torch.float64, kernel_route.device)
+        leaves = [torch.cat([x] * repeat, dim=int(op.halved == 0)).requires_grad_() for x in operands]
+        torch.testing.assert_close(_step(compiled, *leaves), _step(op.theirs, *leaves))
+    assert len(recorder.graphs) == 2
+    assert launches == []
 
 
 def _operands(route: Route, *shape: int) -> tuple[Tensor, Tensor]:
@@ -61,43 +88,13 @@ def _check_step(step: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) 
         torch.testing.assert_close(result.detach().cpu().double(), exact, rtol=1e-6, atol=1e-6)
 
 
-@every_form
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_captured_graph(
-    kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch, form: str, dynamic: bool
-) -> None:
-    """One graph forward and one backward, of PyTorch's operators; dynamic ones serve both sides of the threshold."""
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(50))
-    recorder = Recorder()
-    step = torch.compile(_gate(form), fullgraph=True, dynamic=dynamic, backend=recorder.backend)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for shape in [(3, 5), (5, 10), (200, 9)] if dynamic else [(30, 5)]:
-            _check_step(step, *_operands(kernel_route, *shape))
-    forward, backward = recorder.graphs
-    assert forward.count(aten.sigmoid.default) == 1
-    assert backward.count(aten.sigmoid_backward.default) == 1
-    assert {op.namespace for op in forward + backward if isinstance(op, torch._ops.OpOverload)} == {"aten"}
-    assert launches == []
-
-
-def test_the_recompilation_check_can_fail() -> None:
-    """A branch on the number of elements, as the eager route has one, is caught."""
-    step = torch.compile(
-        lambda x: torch.sigmoid(x) if x.numel() >= 50 else x.sigmoid() * 1, dynamic=True, backend="eager"
-    )
-    step(torch.ones(3, 5))
-    with torch._dynamo.config.patch(error_on_recompile=True), pytest.raises(torch._dynamo.exc.RecompileError):
-        step(torch.ones(200, 9))
-
-
-@pytest.mark.parametrize("form", FUNCTIONS)
-def test_transforms_inside(kernel_route: Route, launches: list[str], form: str) -> None:
+@each(SIGMOID, FUNCTION)
+def test_transforms_inside(kernel_route: Route, launches: list[str], op: Member) -> None:
     """vmap over grad, and jvp, inside a compiled function: no graph break, and the values of σ'."""
-    function = FORMS[form]
 
     def slopes(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        per_sample = torch.func.vmap(torch.func.grad(lambda row: function(row).sum()))(x)
-        return per_sample * y, torch.func.jvp(function, (x,), (y,))[1]
+        per_sample = torch.func.vmap(torch.func.grad(lambda row: op.ours(row).sum()))(x)
+        return per_sample * y, torch.func.jvp(op.ours, (x,), (y,))[1]
 
     x, y = (operand.detach() for operand in _operands(kernel_route, 3, 5))
     s = true_sigmoid(x)
@@ -108,35 +105,31 @@ def test_transforms_inside(kernel_route: Route, launches: list[str], form: str) 
 
 # Compiled autograd itself looks at .grad of the tensors that the eager call saved.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("form", FUNCTIONS)
-def test_compiled_autograd(kernel_route: Route, launches: list[str], form: str) -> None:
+@each(SIGMOID, FUNCTION)
+def test_compiled_autograd(kernel_route: Route, launches: list[str], op: Member) -> None:
     """Compiled autograd traces the backward of an eager call, whose forward took our kernel, to PyTorch's operator."""
     recorder = Recorder()
     with torch._dynamo.compiled_autograd._enable(torch.compile(fullgraph=True, backend=recorder.backend)):
-        _check_step(_gate(form), *_operands(kernel_route, 3, 5))
+        _check_step(lambda x, y: op.ours(x) * y, *_operands(kernel_route, 3, 5))
     (backward,) = recorder.graphs
-    assert backward.count(aten.sigmoid_backward.default) == 1
+    assert backward.count(torch.ops.aten.sigmoid_backward.default) == 1
     assert launches == ["sigmoid"]
 
 
-def _kernels(codes: list[str]) -> list[list[str]]:
-    """The names of the kernels that each piece of Inductor's code defines."""
-    return [re.findall(r"^(\w+) = async_compile\.", code, re.MULTILINE) for code in codes]
-
-
-def _assert_fused(codes: list[str]) -> None:
-    (forward,), (backward,) = _kernels(codes)
+def _check_fused(x: Tensor, y: Tensor, *, dynamic: bool | None = None) -> None:
+    """Inductor's code for σ(x)·y is one kernel forward, sigmoid and multiply in it, and one backward."""
+    step = torch.compile(lambda x, y: sigmoid(x) * y, fullgraph=True, dynamic=dynamic)
+    _, codes = run_and_get_code(_check_step, step, x, y)
+    (forward,), (backward,) = (re.findall(r"^(\w+) = async_compile\.", code, re.MULTILINE) for code in codes)
     assert "fused_mul_sigmoid" in forward
     assert "fused_mul_sigmoid_sigmoid_backward" in backward
 
 
-@needs_compiler
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler on the CPU")
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_inductor_fuses_it(kernel_route: Route, launches: list[str], dynamic: bool) -> None:
-    """Inductor's code for σ(x)·y is one kernel forward, sigmoid and multiply in it, and one backward."""
-    step = torch.compile(_gate("sigmoid"), fullgraph=True, dynamic=dynamic)
-    _, codes = run_and_get_code(_check_step, step, *_operands(kernel_route, 33, 32))
-    _assert_fused(codes)
+    """Forward and backward are one kernel each, which multiplies, too."""
+    _check_fused(*_operands(kernel_route, 33, 32), dynamic=dynamic)
     assert launches == []
 
 
@@ -147,16 +140,5 @@ def test_large_tensors_are_fused_too(launches: list[str]) -> None:
     sigmoid(x.detach())
     assert launches == ["sigmoid"]
     launches.clear()
-    _, codes = run_and_get_code(_check_step, torch.compile(_gate("SigmoidFunction"), fullgraph=True), x, y)
-    _assert_fused(codes)
+    _check_fused(x, y)
     assert launches == []
-
-
-def test_the_fusion_check_can_fail() -> None:
-    """An operator that Inductor cannot see into, as a kernel of ours would be, is no fused kernel."""
-    opaque = torch.library.custom_op(
-        "sigmoid_op_tests::opaque", torch.sigmoid, mutates_args=(), schema="(Tensor x) -> Tensor"
-    )
-    opaque.register_fake(torch.empty_like)
-    _, codes = run_and_get_code(torch.compile(opaque, fullgraph=True), torch.ones(3))
-    assert _kernels(codes) == [[]]
