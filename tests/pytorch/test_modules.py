@@ -1,15 +1,13 @@
-"""Every op as a module: converted, traced, scripted, copied, pickled."""
+"""Every op as a module: traced, scripted, copied, pickled."""
 
 import copy
 import io
 import pickle
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch import Tensor, nn
 
-from sigmoid_op import GLU, Sigmoid, SiLU, convert, revert
 from tests.conftest import Route
 from tests.members import Member
 from tests.pytorch.ops import every_op
@@ -75,41 +73,3 @@ def test_symbolic_trace(kernel_route: Route, launches: list[str], op: Member) ->
     x = _operands(op, kernel_route)[0]
     _assert_computes(op, lambda *operands: ours(operands[0]), *((x, x)[: op.arity]))
     assert launches == []
-
-
-def test_convert(route: Route, launches: list[str]) -> None:
-    """nn.SiLU and nn.GLU become ours with their settings, give the gradients they gave, and are reverted exactly."""
-    torch.manual_seed(0)
-    layers = (nn.Conv1d(4, 6, 1), nn.SiLU(inplace=True), nn.Conv1d(6, 8, 1), nn.GLU(dim=1), nn.SiLU(), nn.GLU(-1))
-    model = nn.Sequential(*layers).to(route.device, torch.float64)
-    x = torch.randn(2, 4, 10, dtype=torch.float64, device=route.device)
-    before = pickle.dumps(model)
-
-    def step() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
-
-    expected = step()
-    assert launches == []
-    assert convert(model).replaced == {"1": SiLU, "3": GLU, "4": SiLU, "5": GLU}
-    torch.testing.assert_close(step(), expected)
-    gate, gate_backward = "sigmoid_gate", "sigmoid_gate_backward"
-    kernels = [gate, "silu", gate, gate_backward, "silu_backward", gate_backward]
-    assert launches == (kernels if route.uses_kernels else [])
-    revert(model)
-    assert pickle.dumps(model) == before
-
-
-MODULES: list[tuple[nn.Module, nn.Module]] = [
-    (Sigmoid(), nn.Sigmoid()),
-    (SiLU(), nn.SiLU()),
-    (SiLU(True), nn.SiLU(True)),
-    (GLU(), nn.GLU()),
-    (GLU(dim=0), nn.GLU(0)),
-]
-
-
-@pytest.mark.parametrize(("ours", "theirs"), MODULES, ids=repr)
-def test_they_pass_for_pytorchs(ours: nn.Module, theirs: nn.Module) -> None:
-    """They print as PyTorch's and are instances of them; settings have the same names and defaults."""
-    assert repr(ours) == repr(theirs)
-    assert isinstance(ours, type(theirs))
