@@ -1,10 +1,8 @@
 """``enable()`` beside libraries that override the same operators: in any order of events, σ stays right."""
 
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from itertools import permutations
-from typing import Any
 
 import pytest
 import torch
@@ -12,9 +10,12 @@ from torch import Tensor
 from torch.library import Library, get_kernel
 
 from sigmoid_op import dispatch, override
-from sigmoid_op.override import Enabled, enable
+from sigmoid_op.override import enable
 from tests.conftest import CUDA, Route, kernels_from
 from tests.ulp import true_sigmoid
+
+# Which PyTorch says of the others; that ours is silent, test_override_lifetime.py checks.
+pytestmark = pytest.mark.filterwarnings("ignore:Warning only once for all operators")
 
 OPERATORS = ("sigmoid", "sigmoid_", "sigmoid.out", "sigmoid_backward", "sigmoid_backward.grad_input")
 
@@ -47,21 +48,13 @@ Other = Callable[[str], Library]
 
 def _other(key: str, kernel_of: Callable[[str], Callable[..., Tensor]], *, with_keyset: bool = False) -> Library:
     library = Library("aten", "IMPL")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Warning only once for all operators")  # theirs, not ours
-        for name in OPERATORS:
-            library.impl(name, kernel_of(name), key, with_keyset=with_keyset, allow_override=True)
+    for name in OPERATORS:
+        library.impl(name, kernel_of(name), key, with_keyset=with_keyset, allow_override=True)
     return library
 
 
 def _formula(device: str) -> Library:
     return _other(device.upper(), FORMULAS.__getitem__)
-
-
-def _formula_with_keyset(device: str) -> Library:
-    return _other(
-        device.upper(), lambda name: lambda _, *args, **kwargs: FORMULAS[name](*args, **kwargs), with_keyset=True
-    )
 
 
 def _captured(device: str) -> Library:
@@ -74,24 +67,13 @@ def _captured(device: str) -> Library:
 def _decorated(device: str) -> Library:
     """By the decorator, which is for one operator at a time, and with no leave to override."""
     library = Library("aten", "IMPL")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Warning only once for all operators")
-        for name in OPERATORS:
-            torch.library.impl(f"aten::{name}", device, lib=library)(FORMULAS[name])
+    for name in OPERATORS:
+        torch.library.impl(f"aten::{name}", device, lib=library)(FORMULAS[name])
     return library
 
 
 def _at_our_key(device: str) -> Library:
     return _other("BackendSelect", FORMULAS.__getitem__)
-
-
-OTHERS: dict[str, Other] = {
-    "a formula": _formula,
-    "a formula with the key set": _formula_with_keyset,
-    "the kernel it found": _captured,
-    "by the decorator": _decorated,
-    "a formula at our key": _at_our_key,
-}
 
 
 def _check(device: str) -> None:
@@ -112,97 +94,60 @@ def _check(device: str) -> None:
     torch.testing.assert_close(integers, 1 / (1 + torch.exp(-torch.arange(-2.0, 3, device=device))))
 
 
-def _orders(*events: str) -> list[tuple[str, ...]]:
-    """All orders in which every "+name" comes before "-name"."""
-    return [
-        order
-        for order in permutations(events)
-        if all(order.index(event) < order.index("-" + event[1:]) for event in events if event[0] == "+")
-    ]
+def _orders(*names: str) -> Iterator[list[str]]:
+    """All orders in which each comes, "+name", and goes, "-name"."""
+    for events in permutations(f"{sign}{name}" for name in names for sign in "+-"):
+        if all(events.index(f"+{name}") < events.index(f"-{name}") for name in names):
+            yield list(events)
 
 
-class _Scene:
-    """Handles and libraries by name; whatever is left over at the end goes."""
-
-    def __init__(self, device: str, others: dict[str, Other]) -> None:
-        self.device, self.others = device, others
-        self.present: dict[str, Any] = {}
-
-    def play(self, event: str) -> None:
-        sign, name = event[0], event[1:]
-        if sign == "+":
-            self.present[name] = self.others[name](self.device) if name in self.others else enable()
-        else:
-            gone = self.present.pop(name)
-            gone.disable() if isinstance(gone, Enabled) else gone._destroy()
-
-    def close(self) -> None:
-        for name in list(self.present):
-            self.play(f"-{name}")
-
-
-@pytest.fixture
-def scene(kernel_route: Route) -> Iterator[Callable[[dict[str, Other]], _Scene]]:
-    scenes: list[_Scene] = []
-
-    def make(others: dict[str, Other]) -> _Scene:
-        scenes.append(_Scene(kernel_route.device, others))
-        return scenes[-1]
-
-    yield make
-    for made in scenes:
-        made.close()
+def _play(events: list[str], others: dict[str, Other], device: str) -> Iterator[set[str]]:
+    """Who is there after each event, at which all operators are right. What is no other library is ours."""
+    present: dict[str, Callable[[], None]] = {}  # and how each goes
+    try:
+        for event in events:
+            sign, name = event[0], event[1:]
+            if sign == "-":
+                present.pop(name)()
+            else:
+                present[name] = others[name](device)._destroy if name in others else enable().disable
+            _check(device)
+            yield set(present)
+    finally:
+        for go in present.values():
+            go()
     assert override._enabled == 0
 
 
-@pytest.fixture
-def forwarded(monkeypatch: pytest.MonkeyPatch, kernel_route: Route) -> None:
-    """Tensors too small for our kernels, which go on to whoever is beneath."""
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(2**62))
+# The other libraries, the handles of ours, and whether tensors are too small for our kernels, which then pass them on.
+CASES: dict[str, tuple[dict[str, Other], tuple[str, ...], bool]] = {
+    "a formula, and our kernels": ({"other": _formula}, ("ours",), False),
+    "a formula": ({"other": _formula}, ("ours", "again"), True),
+    "two formulas": ({"first": _formula, "second": _formula}, ("ours",), True),
+    "the kernel it found": ({"other": _captured}, ("ours", "again"), True),
+    "by the decorator": ({"other": _decorated}, ("ours",), True),
+    "a formula at our key": ({"other": _at_our_key}, ("ours", "again"), True),
+    "at our key, and above": ({"first": _at_our_key, "second": _formula}, ("ours",), True),
+}
 
 
-@pytest.mark.usefixtures("forwarded")
-@pytest.mark.parametrize("kind", OTHERS)
-def test_one_other(scene: Callable[[dict[str, Other]], _Scene], kind: str) -> None:
-    """Another library and two handles of ours, in every order: after each event all five operators are right."""
-    for order in _orders("+other", "-other", "+ours", "-ours", "+again", "-again"):
-        played = scene({"other": OTHERS[kind]})
-        for event in order:
-            played.play(event)
-            _check(played.device)
+@pytest.mark.parametrize("case", CASES)
+def test_every_order(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    """After each event all five operators are right, and where ours are on, our kernels are given what they take."""
+    others, handles, too_small = CASES[case]
+    if too_small:
+        monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(2**62))
+    for events in _orders(*others, *handles):
+        for present in _play(events, others, kernel_route.device):
+            assert bool(launches) == ("ours" in present and not too_small)
+            launches.clear()
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-def test_one_other_and_our_kernels(scene: Callable[[dict[str, Other]], _Scene], kind: str) -> None:
-    """The same with tensors that our kernels take."""
-    for order in _orders("+other", "-other", "+ours", "-ours"):
-        played = scene({"other": OTHERS[kind]})
-        for event in order:
-            played.play(event)
-            _check(played.device)
-
-
-@pytest.mark.usefixtures("forwarded")
-@pytest.mark.parametrize("kind", ["a formula", "a formula with the key set", "a formula at our key"])
-def test_two_others(scene: Callable[[dict[str, Other]], _Scene], kind: str) -> None:
-    """Two other libraries above each other, and ours: every order."""
-    for order in _orders("+first", "-first", "+second", "-second", "+ours", "-ours"):
-        played = scene({"first": OTHERS[kind], "second": _formula})
-        for event in order:
-            played.play(event)
-            _check(played.device)
-
-
-def test_ours_comes_first(kernel_route: Route, launches: list[str]) -> None:
-    """What our kernels take they are given, whether the other library came before or after."""
-    for events in (("+ours", "+other"), ("+other", "+ours")):
-        played = _Scene(kernel_route.device, {"other": _formula})
-        for event in events:
-            played.play(event)
-        launches.clear()
-        torch.sigmoid(torch.ones(3, device=kernel_route.device))
-        played.close()
-        assert launches == ["sigmoid"]
+def test_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no kernel can run, ours changes nothing, and the order of events is nothing to it."""
+    monkeypatch.setattr(dispatch, "SUPPORTED", False)
+    for events in _orders("other", "ours"):
+        assert len(list(_play(events, {"other": _captured}, "cpu"))) == 4
 
 
 def test_threads(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,27 +174,14 @@ def test_threads(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = [threading.Thread(target=work, args=(switch,)) for switch in (True, True, False)]
     for thread in threads:
         thread.start()
-    other: Library | None = None
-    for _ in range(20):
-        if other:
-            other._destroy()
-            other = None
-        else:
-            other = _captured(kernel_route.device)
+    for _ in range(10):
+        other = _captured(kernel_route.device)
+        rounds.wait()
+        rounds.wait()
+        other._destroy()
         rounds.wait()
         rounds.wait()
     for thread in threads:
         thread.join()
-    if other:
-        other._destroy()
     assert errors == []
-
-
-def test_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no kernel can run, ours changes nothing, and the order of events is nothing to it."""
-    monkeypatch.setattr(dispatch, "SUPPORTED", False)
-    for order in _orders("+other", "-other", "+ours", "-ours"):
-        played = _Scene("cpu", {"other": _captured})
-        for event in order:
-            played.play(event)
-            _check("cpu")
+    assert override._enabled == 0
