@@ -6,9 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import venv
-import zipfile
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
@@ -42,6 +40,13 @@ def _run(site: Path | None, cwd: Path, *arguments: str, **environment: str) -> N
     subprocess.run([sys.executable, *arguments], check=True, cwd=cwd, env=command)
 
 
+def _unpacked(folder: Path) -> Path:
+    """The contents of the one wheel in it."""
+    (archive,) = folder.glob("*.whl")
+    shutil.unpack_archive(archive, folder / "site", "zip")
+    return folder / "site"
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout, so that no build folder of it leaks in and none is left behind."""
@@ -58,34 +63,26 @@ def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(built: Path) -> Path:
     """A folder that holds what the wheel installs."""
-    site = tmp_path_factory.mktemp("wheel")
-    (archive,) = built.glob("*.whl")
-    zipfile.ZipFile(archive).extractall(site)
-    return site
+    return _unpacked(built)
 
 
 @pytest.fixture(scope="module")
-def sdist(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sdist(built: Path) -> Path:
     """The root of the unpacked sdist."""
-    folder = tmp_path_factory.mktemp("sdist")
     (archive,) = built.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
-    (root,) = folder.iterdir()
-    return root
+    shutil.unpack_archive(archive, built, filter="data")
+    return built / archive.name.removesuffix(".tar.gz")
 
 
 @pytest.fixture(scope="module")
 def editable(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds what ``pip install --editable`` installs."""
-    site, out = tmp_path_factory.mktemp("editable"), tmp_path_factory.mktemp("dist")
+    out = tmp_path_factory.mktemp("editable")
     code = f"from build import ProjectBuilder; ProjectBuilder({str(source)!r}).build('editable', {str(out)!r})"
     _run(None, out, "-c", code)
-    (archive,) = out.glob("*.whl")
-    zipfile.ZipFile(archive).extractall(site)
-    return site
+    return _unpacked(out)
 
 
 def test_the_wheel_holds_what_runs(wheel: Path) -> None:
