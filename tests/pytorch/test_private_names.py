@@ -31,10 +31,12 @@ def _answers() -> set[str]:
 
 
 def test_outside_of_everything() -> None:
-    """This version has every name; in plain eager code each question is answered with no."""
+    """This version has every name; in plain eager code each question is answered with no; a dual level is counted."""
     assert _torch.MISSING == []
     assert _answers() == set()
     assert _torch.forward_ad_level() == -1
+    with forward_ad.dual_level():
+        assert _torch.forward_ad_level() == 0
     assert not _torch.is_functorch_wrapped(torch.ones(1))
     assert not _torch.is_legacy_batched(torch.ones(1))
 
@@ -101,13 +103,6 @@ def test_modes() -> None:
         with BaseTorchFunctionMode():
             assert _answers() == {"function_mode_depth", "function_mode_watches"}
             assert _torch.function_mode_depth() == 2
-
-
-def test_forward_mode() -> None:
-    """The level is 0 within a dual level, and -1 again outside."""
-    with forward_ad.dual_level():
-        assert _torch.forward_ad_level() == 0
-    assert _torch.forward_ad_level() == -1
 
 
 def test_of_this_thread() -> None:
