@@ -3,7 +3,7 @@
 Without one that tells when a kernel may run, none runs: ``MISSING`` has its name, importing sigmoid_op warns, and
 PyTorch's own operators, right for everything, do the work. Most of these are C functions, bound as they are, because a
 call asks many. The others, further down, are looked up when they are needed.
-tests/pytorch/test_private_names.py says what each must mean.
+tests/pytorch/test_private_names.py says what each must mean, and test_override.py what those of ``enable()`` do.
 """
 
 import warnings
