@@ -5,33 +5,19 @@ Prints the names of the formulas compiled, as JSON.
 """
 
 import json
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.codegen.compile import TARGETS, compiling_for
+from bench.codegen.catalogue import recorded
+from bench.codegen.compile import TARGETS, compile_launch
 from sigmoid_op import dispatch, logsigmoid, sigmoid, sigmoid_, sigmoid_focal_loss
-from sigmoid_op.kernels.launch import FP_FUSION, NUM_WARPS
-from tests.conftest import kernels_from, launched_name, replace_launches
+from tests.conftest import kernels_from
 from tests.losses import LOSSES, REDUCTIONS
 from tests.members import MEMBERS
 
 DTYPE = torch.bfloat16
-compiled: set[str] = set()
-
-
-def compile_only(
-    kernel: Any,
-    programs: int,
-    args: tuple[Any, ...],
-    key: tuple[Any, ...],
-    max_registers: int | None = None,
-) -> None:
-    """What ``launch`` does at first, up to the launch: the results stay as they were allocated."""
-    kernel.warmup(*args, grid=(1, 1, 1), num_warps=NUM_WARPS, maxnreg=max_registers, enable_fp_fusion=FP_FUSION)
-    compiled.add(launched_name(kernel, args))
 
 
 def differentiate(out: Tensor) -> None:
@@ -59,24 +45,23 @@ def call_family() -> None:
             if len(operands) == 2:
                 differentiate(member.ours(operands[0].detach(), operands[1]))
     differentiate(logsigmoid(torch.zeros(64, dtype=DTYPE, requires_grad=True)))
+    logits = torch.zeros(3, 5, dtype=DTYPE, requires_grad=True)
     for loss in LOSSES:
         for reduction in REDUCTIONS:
-            logits = torch.zeros(3, 5, dtype=DTYPE, requires_grad=True)
-            differentiate(loss.ours(logits, torch.ones(3, 5), reduction=reduction, **loss.options))
-            mask = torch.ones(3, 1, dtype=torch.bool)
-            differentiate(loss.ours(logits, torch.ones(3, 5), reduction=reduction, mask=mask, **loss.options))
-    logits = torch.zeros(3, 5, dtype=DTYPE, requires_grad=True)
+            for mask in (None, torch.ones(3, 1, dtype=torch.bool)):
+                differentiate(loss.ours(logits, torch.ones(3, 5), reduction=reduction, mask=mask, **loss.options))
     differentiate(sigmoid_focal_loss(logits, torch.tensor([0, 4, 5]), reduction="mean"))
 
 
 def main() -> None:
-    with pytest.MonkeyPatch.context() as patch, compiling_for(TARGETS["sm_90"]):
-        replace_launches(patch, compile_only)
+    with pytest.MonkeyPatch.context() as patch, recorded() as launches:
         for name, value in (("AVAILABLE", True), ("INTERPRETED", True), ("MIN_ELEMENTS", kernels_from(1))):
             patch.setattr(dispatch, name, value)  # CPU tensors take the way of large CUDA tensors
         call_sigmoid()
         call_family()
-    print(json.dumps(sorted(compiled)))
+    for launch in launches:
+        compile_launch(launch, TARGETS["sm_90"])
+    print(json.dumps(sorted({(launch.formula or launch.kernel).__name__ for launch in launches})))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ cores; an interrupt keeps what is compiled. ``python -m bench pytorch`` counts P
 import argparse
 import textwrap
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,9 @@ from bench.plot import DTYPE_COLOURS
 from bench.tables import output_console, print_files
 
 if TYPE_CHECKING:  # Triton itself is imported by ``run``, so that the other commands do without it
-    from bench.codegen.catalogue import Kernel, TiledKernel
+    from bench.codegen.catalogue import Kernel
 
 DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-# Of the sigmoid's own kernels. Those of the family have the same template, or the tiled one.
-# Misaligned are the inputs, and the outputs.
-ALIGNMENTS = {"aligned": (False, False), "misaligned inputs": (True, False), "all misaligned": (True, True)}
 PYTORCH = Path(__file__).parents[1] / "results" / "codegen" / "pytorch.json"
 # Of the picture; with all the family's a panel would be crowded.
 DRAWN = ("forward", "backward", "exact forward", "swiglu", "swiglu backward", "BCE", "BCE backward", "focal")
@@ -47,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The command: 0, 2 where nothing can be compiled, 130 when interrupted. Needs Triton."""
-    from bench.codegen.catalogue import FAMILY, SIGMOID, PairKernel
+    from bench.codegen.catalogue import FAMILY, SIGMOID
     from bench.codegen.compile import TARGETS
     from sigmoid_op.kernels.launch import INTERPRETED
 
@@ -57,36 +55,23 @@ def run(args: argparse.Namespace) -> int:
     if unknown := set(targets) - set(TARGETS):
         raise UsageError(f"no target {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
     path = output_folder(args.out) / "codegen.json"
-    misaligned = "sm_90" if "sm_90" in targets else targets[0]
-    groups = [(target, "aligned") for target in targets]
-    groups += [(misaligned, alignment) for alignment in ALIGNMENTS if alignment != "aligned"]
-    jobs = []
-    for target, alignment in groups:
-        inputs, outputs = ALIGNMENTS[alignment]
-        kernels: list[Kernel | TiledKernel] = [
-            replace(kernel, misaligned_inputs=inputs, misaligned_outputs=outputs) for kernel in SIGMOID
-        ]
-        kernels += FAMILY if alignment == "aligned" else ()
-        jobs += [
-            (kernel, dtype, target, alignment)
-            for dtype in DTYPES
-            for kernel in kernels
-            if not (isinstance(kernel, PairKernel) and dtype == torch.float64)  # copied, not read in pairs
-        ]
+    jobs = [(kernel, dtype, target) for target in targets for dtype in DTYPES for kernel in (*SIGMOID, *FAMILY)]
+    # The sigmoid's own alone: those of the family have the same template, or the tiled one.
+    of_misaligned = "sm_90" if "sm_90" in targets else targets[0]
+    jobs += [(replace(kernel, misaligned=True), dtype, of_misaligned) for dtype in DTYPES for kernel in SIGMOID]
     rows: list[dict[str, Any]] = []
     status = "interrupted"
     with suppress(KeyboardInterrupt):
         for job in track(jobs, "Compiling", transient=True, console=Console(stderr=True)):
             rows.append(collect(*job))
         status = "complete"
-    gpus = [gpu.to_json() for gpu in GPUS]
-    results.write(path, "codegen", environment(CPU), status=status, gpus=gpus, kernels=rows)
+    results.write(path, "codegen", environment(CPU), status=status, gpus=[*map(asdict, GPUS)], kernels=rows)
     print_files(path.parent, status, [path, *show(results.load(path), path.parent)])
     return 0 if status == "complete" else 130
 
 
-def collect(kernel: "Kernel | TiledKernel", dtype: torch.dtype, target: str, alignment: str) -> dict[str, Any]:
-    """Compile one kernel and read it; ``alignment`` says how its operands lie, and changes nothing here.
+def collect(kernel: "Kernel", dtype: torch.dtype, target: str) -> dict[str, Any]:
+    """Compile one kernel and read it.
 
     Widths of accesses in bits, with the number that a thread makes; for AMD, whose machine code is not followed, those
     of the whole kernel. Counts are per element.
@@ -97,26 +82,26 @@ def collect(kernel: "Kernel | TiledKernel", dtype: torch.dtype, target: str, ali
     compiled = compile_kernel(kernel, dtype, TARGETS[target])
     n_bytes = kernel.bytes_per_element(dtype)
     facts: dict[str, Any] = {
-        "kernel": kernel.name, "dtype": dtype_name(dtype), "target": target, "alignment": alignment,
+        "kernel": kernel.name, "dtype": dtype_name(dtype), "target": target,
+        "alignment": "misaligned" if kernel.misaligned else "aligned",
         "bytes_per_element": n_bytes, "shared_bytes": compiled.metadata.shared,
     }  # fmt: skip
     if TARGETS[target].backend != "cuda":
-        loads, stores = amd_access_bits(compiled, "load"), amd_access_bits(compiled, "store")
-        return facts | {"loads": dict(loads), "stores": dict(stores)}
+        return facts | {"loads": amd_access_bits(compiled, "load"), "stores": amd_access_bits(compiled, "store")}
     code = read_machine_code(compiled)
     mufu = code.count("MUFU") / code.elements
     fp64 = code.count("DADD", "DMUL", "DFMA", "DSETP", "DMNMX") / code.elements
-    num_warps = compiled.metadata.num_warps
+    occupancy = MULTIPROCESSORS[target].occupancy(code.registers, code.shared_bytes, compiled.metadata.num_warps)
     return facts | {
-        "loads": dict(code.access_bits("load")),
-        "stores": dict(code.access_bits("store")),
+        "loads": code.access_bits("load"),
+        "stores": code.access_bits("store"),
         "instructions": code.instructions_per_element,
         "mufu": mufu,
         "registers": code.registers,
         "stack_bytes": code.stack_bytes,
         "local_accesses": code.local_accesses,
-        "control_flow": dict(code.control_flow),
-        "occupancy": MULTIPROCESSORS[target].occupancy(code.registers, code.shared_bytes, num_warps),
+        "control_flow": code.control_flow,
+        "occupancy": occupancy,
         "predictions": {
             gpu.name: gpu.predict(n_bytes, code.instructions_per_element, mufu, fp64)
             for gpu in GPUS
@@ -159,13 +144,20 @@ def table_of(rows: list[dict[str, Any]], title: str) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("bound by", no_wrap=True)
     for row in rows:
-        counted = row.get("instructions") is not None
-        cells = [""] * 2 if not counted else [f"{row['instructions']:.2f}", f"{row['mufu']:.2f}"]
-        cells += [_widths(row["loads"]), _widths(row["stores"])]
-        cells += [str(row["registers"]), str(row["stack_bytes"])] if counted else [""] * 2
-        cells += [str(row["shared_bytes"]), str(sum(row["control_flow"].values())) if counted else ""]
-        cells += [f"{row['occupancy']:.0%}", _bounds(row["predictions"])] if counted else [""] * 2
-        table.add_row(row["kernel"], row["dtype"], f"{row['bytes_per_element']:.3g}", *cells)
+        instructions, mufu, registers, local, branches, occupancy, bounds = [""] * 7
+        if row.get("instructions") is not None:
+            instructions, mufu = f"{row['instructions']:.2f}", f"{row['mufu']:.2f}"
+            registers, local, branches = (
+                str(row["registers"]),
+                str(row["stack_bytes"]),
+                str(sum(row["control_flow"].values())),
+            )
+            occupancy, bounds = f"{row['occupancy']:.0%}", _bounds(row["predictions"])
+        widths = _widths(row["loads"]), _widths(row["stores"])
+        table.add_row(
+            row["kernel"], row["dtype"], f"{row['bytes_per_element']:.3g}", instructions, mufu, *widths,
+            registers, local, str(row["shared_bytes"]), branches, occupancy, bounds,
+        )  # fmt: skip
     return table
 
 
@@ -193,26 +185,16 @@ def draw(rows: list[dict[str, Any]], pytorch: list[dict[str, Any]]) -> Figure:
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     kernels = [name for name in DRAWN if any(row["kernel"] == name for row in rows)]
     dtypes = [name for name in DTYPE_COLOURS if any(row["dtype"] == name for row in rows)]
+    theirs = [{**row, "predictions": _of_pytorch(row)} for row in pytorch if row["dtype"] != "float64"]
+    rings = {"fillstyle": "none", "markersize": 9}  # around a point of ours at the same place
     for gpu, panel in zip(GPUS, panels.flat, strict=True):
-        for i, dtype in enumerate(dtypes):
-            beside = 0.2 * (i - (len(dtypes) - 1) / 2)
-            ours = {
-                kernels.index(row["kernel"]): row["predictions"][gpu.name]["compute_bytes_per_second"] / 1e12
-                for row in rows
-                if row["dtype"] == dtype and gpu.name in row["predictions"]
-            }
-            itemsize = getattr(torch, dtype).itemsize
-            theirs = {
-                kernels.index(row["kernel"]): gpu.predict(
-                    itemsize * (2 if row["kernel"] == "forward" else 3), row["instructions"], row["mufu"]
-                )["compute_bytes_per_second"] / 1e12
-                for row in pytorch
-                if row["dtype"] == dtype != "float64" and row["kernel"] in kernels
-            }  # fmt: skip
-            rings = {"fillstyle": "none", "markersize": 9}  # around a point of ours at the same place
-            for rates, style, who in ((ours, {}, ""), (theirs, rings, "PyTorch's ")):
-                at, label = [column + beside for column in rates], who + dtype if rates else None
-                panel.plot(at, list(rates.values()), "o", color=DTYPE_COLOURS[dtype], label=label, **style)
+        for (who, group, style), (i, dtype) in product(
+            (("", rows, {}), ("PyTorch's ", theirs, rings)), enumerate(dtypes)
+        ):
+            shown = [row for row in group if row["dtype"] == dtype and gpu.name in row["predictions"]]
+            at = [kernels.index(row["kernel"]) + 0.2 * (i - (len(dtypes) - 1) / 2) for row in shown]
+            rates = [row["predictions"][gpu.name]["compute_bytes_per_second"] / 1e12 for row in shown]
+            panel.plot(at, rates, "o", color=DTYPE_COLOURS[dtype], label=who + dtype if shown else None, **style)
         panel.axhline(gpu.bytes_per_second / 1e12, color="black", label="memory (data sheet)")
         panel.set_yscale("log")
         panel.yaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200]))
@@ -227,3 +209,9 @@ def draw(rows: list[dict[str, Any]], pytorch: list[dict[str, Any]]) -> Figure:
         panel.set_ylabel("TB/s, bytes read and written")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def _of_pytorch(row: dict[str, Any]) -> dict[str, Any]:
+    """What each GPU would make of one of PyTorch's kernels."""
+    n_bytes = getattr(torch, row["dtype"]).itemsize * (2 if row["kernel"] == "forward" else 3)
+    return {gpu.name: gpu.predict(n_bytes, row["instructions"], row["mufu"]) for gpu in GPUS}

@@ -6,6 +6,7 @@ Needs nothing but Triton's wheel, which brings the assemblers.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,27 +14,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
-from bench.codegen.catalogue import Kernel, TiledKernel
-from sigmoid_op.kernels.launch import FP_FUSION, INTERPRETED, NUM_WARPS
+from bench.codegen.catalogue import Kernel, Launch
+from sigmoid_op.kernels.launch import FP_FUSION, NUM_WARPS
 
 TARGETS: dict[str, GPUTarget] = {f"sm_{cc}": GPUTarget("cuda", cc, 32) for cc in (80, 89, 90, 100, 120)}
 TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)
-
-
-class _CompileOnlyDriver:
-    """Names a GPU to the compiler. The target stands for the device, too: Triton keeps compiled kernels by device."""
-
-    def __init__(self, target: GPUTarget) -> None:
-        self.target = target
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> GPUTarget:
-        return self.target
-
-    def get_current_stream(self, device: GPUTarget) -> int:
-        return 0
 
 
 @contextmanager
@@ -42,30 +27,32 @@ def compiling_for(target: GPUTarget) -> Iterator[None]:
 
     The formulas ask ``target_info.is_cuda()``, which asks the active driver. With no driver they would leave out their
     PTX, and the kernel without it would be cached on disk under the key of the one with it.
-
-    Raises:
-        RuntimeError: under TRITON_INTERPRET, where nothing is compiled.
     """
-    if INTERPRETED:
-        raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted, not compiled; unset it and start anew")
     try:
         previous = driver.active
     except RuntimeError:  # no GPU: None lets Triton look for one again
         previous = None
-    driver.set_active(_CompileOnlyDriver(target))
+    # The target stands for the device, too: Triton keeps compiled kernels by device.
+    get = {"get_current_target": lambda: target, "get_current_device": lambda: target}
+    driver.set_active(SimpleNamespace(**get, get_current_stream=lambda device: 0))
     try:
         yield
     finally:
         driver.set_active(previous)
 
 
-def compile_kernel(kernel: Kernel | TiledKernel, dtype: torch.dtype, target: GPUTarget) -> CompiledKernel:
-    """What a launcher would compile on ``target`` for operands of ``dtype``."""
+def compile_launch(launch: Launch, target: GPUTarget) -> CompiledKernel:
+    """What ``launch.launch`` would compile on ``target``."""
     options: dict[str, Any] = {"num_warps": NUM_WARPS, "enable_fp_fusion": FP_FUSION}
     if target.backend == "cuda":
-        options["maxnreg"] = kernel.max_registers(dtype)
+        options["maxnreg"] = launch.max_registers
     with compiling_for(target):
-        return kernel.template.warmup(*kernel.arguments(dtype), grid=(1, 1, 1), **options)
+        return launch.kernel.warmup(*launch.args, grid=(1, 1, 1), **options)
+
+
+def compile_kernel(kernel: Kernel, dtype: torch.dtype, target: GPUTarget) -> CompiledKernel:
+    """For operands of ``dtype``."""
+    return compile_launch(kernel.launch(dtype), target)
 
 
 def narrow_offsets(compiled: CompiledKernel) -> set[str]:

@@ -1,6 +1,6 @@
 """What a few GPUs can do at best, from NVIDIA's documents, and which of it binds a kernel."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 WARP = 32
@@ -76,9 +76,6 @@ class Gpu:
             "copy_fraction": seconds["memory"] / seconds[binds],
             "compute_bytes_per_second": n_bytes / compute,
         }
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 # SMs and clocks: as the driver reports them. With 2 · 64 operations an SM and clock on the A100, 2 · 128 on the others,

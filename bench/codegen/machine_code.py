@@ -9,11 +9,17 @@ import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from itertools import dropwhile
 
 from triton import knobs
 from triton.compiler import CompiledKernel
 
 _SIZES = ("BLOCK_SIZE", "ROWS", "COLUMNS")  # the templates' names for how many elements a program handles
+# A line of cuobjdump's SASS: the address in a comment, perhaps a predicate, the opcode, its operands.
+_SASS_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);", re.MULTILINE)
+_JUMPS = ("BRA", "JMP", "CALL")
+_ENDS = ("BRA", "BRX", "JMP", "RET", "EXIT")
+_AMD_BITS = {"dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,8 @@ class Instruction:
     @property
     def bits(self) -> int:
         """Width of a memory access, per thread."""
-        sizes = [int(part.lstrip("US")) for part in self.opcode.split(".") if re.fullmatch(r"[US]?\d+", part)]
-        return sizes[0] if sizes else 32
+        size = re.search(r"\.[US]?(\d+)\b", self.opcode)
+        return int(size[1]) if size else 32
 
 
 @dataclass(frozen=True)
@@ -84,64 +90,32 @@ def read_machine_code(compiled: CompiledKernel) -> MachineCode:
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "--dump-sass", file.name]
         dump = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", dump)}
-    instructions = _parse_sass(dump)
+    names = compiled.src.fn.arg_names
+    elements = math.prod(value for (i, *_), value in compiled.src.constants.items() if names[i] in _SIZES)
     return MachineCode(
-        elements=_elements(compiled) // (compiled.metadata.num_warps * compiled.metadata.warp_size),
+        elements=elements // (compiled.metadata.num_warps * compiled.metadata.warp_size),
         registers=resources["REG"],
         stack_bytes=resources["STACK"] + resources["LOCAL"],
         shared_bytes=compiled.metadata.shared,
-        local_accesses=sum(i.name in ("LDL", "STL") for i in instructions),
-        path=tuple(_full_block_path(instructions)),
+        local_accesses=sum(i.name in ("LDL", "STL") for i in _parse_sass(dump)),
+        path=read_path(dump),
     )
-
-
-def read_path(sass: str) -> tuple[Instruction, ...]:
-    """The full-block path of a kernel, from cuobjdump's text of it."""
-    return tuple(_full_block_path(_parse_sass(sass)))
-
-
-def _elements(compiled: CompiledKernel) -> int:
-    """Of a program: the product of the sizes that the template gives its block or tile."""
-    names = {path[0]: compiled.src.fn.arg_names[path[0]] for path in compiled.src.constants}
-    sizes = [value for path, value in compiled.src.constants.items() if names[path[0]] in _SIZES]
-    return math.prod(sizes)
 
 
 def amd_access_bits(compiled: CompiledKernel, access: str) -> Counter[int]:
     """Widths of all global accesses of one kind (``load`` or ``store``) in a kernel compiled for AMD."""
     words = re.findall(rf"(?:global|buffer|flat)_{access}_(\w+)", compiled.asm["amdgcn"])
-    return Counter(_amd_bits(word) for word in words)
+    return Counter(_AMD_BITS.get(word, 8 if "byte" in word else 16) for word in words)
 
 
-def _amd_bits(word: str) -> int:
-    dwords = re.fullmatch(r"dword(?:x(\d))?", word)
-    if dwords:
-        return 32 * int(dwords[1] or 1)
-    return 8 if "byte" in word else 16
+def read_path(sass: str) -> tuple[Instruction, ...]:
+    """The full-block path in cuobjdump's text of a kernel, from its first global load on.
 
-
-# A line of cuobjdump's SASS: the address in a comment, perhaps a predicate, the opcode, its operands.
-_SASS_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);", re.MULTILINE)
-_JUMPS = ("BRA", "JMP", "CALL")
-_ENDS = ("BRA", "BRX", "JMP", "RET", "EXIT")
-
-
-def _parse_sass(dump: str) -> list[Instruction]:
-    instructions = []
-    for address, predicate, opcode, operands in _SASS_LINE.findall(dump):
-        target = re.search(r"\b0x([0-9a-f]+)\s*$", operands) if opcode.startswith(_JUMPS) else None
-        # BRA.U and BRA.DIV have their condition among the operands.
-        predicated = bool(predicate) or opcode.startswith(("BRA.U", "BRA.DIV"))
-        instructions.append(Instruction(int(address, 16), opcode, predicated, int(target[1], 16) if target else None))
-    return instructions
-
-
-def _full_block_path(instructions: list[Instruction]) -> list[Instruction]:
-    """The blocks that lead to a store and share no way with a masked load; from their first global load on.
-
-    Triton predicates every masked load, and a sum's store, which one thread does for many. The block that chooses
-    between both paths leads to masked ones, too.
+    It consists of the blocks that lead to a store and share no way with a masked load: Triton predicates every masked
+    load, and a sum's store, which one thread does for many. The block that chooses between both paths leads to masked
+    ones, too.
     """
+    instructions = _parse_sass(sass)
     targets = {i.jump for i in instructions}
     blocks: list[list[Instruction]] = [[]]
     for instruction in instructions:
@@ -154,8 +128,17 @@ def _full_block_path(instructions: list[Instruction]) -> list[Instruction]:
     stores = {index for index, block in enumerate(blocks) if any(i.access == "store" for i in block)}
     passed = _reachable(masked, successors) | _reachable(masked, predecessors)
     path = [i for index in sorted(_reachable(stores, predecessors) - passed) for i in blocks[index]]
-    first = next((index for index, i in enumerate(path) if i.access == "load"), len(path))
-    return path[first:]
+    return tuple(dropwhile(lambda i: i.access != "load", path))
+
+
+def _parse_sass(dump: str) -> list[Instruction]:
+    instructions = []
+    for address, predicate, opcode, operands in _SASS_LINE.findall(dump):
+        target = re.search(r"\b0x([0-9a-f]+)\s*$", operands) if opcode.startswith(_JUMPS) else None
+        # BRA.U and BRA.DIV have their condition among the operands.
+        predicated = bool(predicate) or opcode.startswith(("BRA.U", "BRA.DIV"))
+        instructions.append(Instruction(int(address, 16), opcode, predicated, int(target[1], 16) if target else None))
+    return instructions
 
 
 def _successors(block: list[Instruction], index: int, blocks: list[list[Instruction]]) -> set[int]:

@@ -19,10 +19,8 @@ from bench.options import CPU, UsageError, add_out, output_folder
 from bench.tables import output_console, print_files
 
 LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"
-# The kernel that large contiguous tensors take, and the types of its lambda: of one operand, or of two.
-_KERNEL = re.compile(
-    rb"_ZN2at6native29vectorized_elementwise_kernelI\w+?(sigmoid(?:_backward)?)_kernel_cuda\w+EviT0_T1_"
-)
+# The kernel that large contiguous tensors take, and the types of its lambda's first argument; others are complex.
+_KERNEL = re.compile(rb"_ZN2at6native29vectorized_elementwise_kernelI\w+?sigmoid(?:_backward)?_kernel_cuda\w+EviT0_T1_")
 _TYPES = {"d": torch.float64, "f": torch.float32, "N3c104HalfE": torch.float16, "N3c108BFloat16E": torch.bfloat16}
 
 
@@ -61,7 +59,8 @@ def count_kernels(library: Path) -> list[dict[str, Any]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for function in re.split(r"^\s*Function : ", dump, flags=re.MULTILINE)[1:]:
         symbol = function.split(maxsplit=1)[0]
-        if (dtype := _dtype(symbol)) and (facts := count(function, dtype)):
+        argument = re.search(f"EUl({'|'.join(_TYPES)})", symbol)
+        if argument and (facts := count(function, _TYPES[argument[1]])):
             name = "backward" if "sigmoid_backward" in symbol else "forward"
             found[name, facts["dtype"]] = {"kernel": name, "symbol": symbol, **facts}
     return [found[key] for key in sorted(found, reverse=True)]
@@ -78,9 +77,3 @@ def count(sass: str, dtype: torch.dtype) -> dict[str, Any] | None:
     elements = sum(i.bits for i in accesses if i.access == "store") // (8 * dtype.itemsize)
     mufu = sum(instruction.name == "MUFU" for instruction in path)
     return {"dtype": dtype_name(dtype), "instructions": len(path) / elements, "mufu": mufu / elements}
-
-
-def _dtype(symbol: str) -> torch.dtype | None:
-    """The type of the lambda's first argument; None for complex numbers."""
-    match = re.search(r"EUl(d|f|N3c10\d+(?:Half|BFloat16)E)", symbol)
-    return _TYPES[match[1]] if match else None

@@ -1,6 +1,5 @@
 """``python -m bench codegen`` and ``pytorch``: what is compiled is told, and PyTorch's kernels are counted alike."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -14,10 +13,10 @@ import torch
 from rich.console import Console
 
 from bench import codegen
+from bench.__main__ import main
 from bench.codegen import pytorch
 from bench.codegen.gpus import GPUS
 from bench.environment import ROOT
-from bench.options import UsageError
 from tests.conftest import compiling_environment
 
 # In a process of its own, as nothing is compiled where TRITON_INTERPRET is set; two kernels in one dtype are enough.
@@ -25,53 +24,49 @@ CODEGEN = """
 import sys
 from bench import codegen
 from bench.__main__ import main
+from bench.__main__ import main
 from bench.codegen import catalogue
 codegen.DTYPES = codegen.DTYPES[:1]
 catalogue.SIGMOID, catalogue.FAMILY = catalogue.SIGMOID[:2], ()
-if "--interrupted" in sys.argv:
-    sys.argv.remove("--interrupted")
-    collect, jobs = codegen.collect, []
-    def interrupted(*job):
-        jobs.append(job)
-        if len(jobs) == 2:
-            raise KeyboardInterrupt
-        return collect(*job)
-    codegen.collect = interrupted
+collect, compiled, limit = codegen.collect, [], int(sys.argv.pop())
+def collect_some(*job):
+    if len(compiled) == limit:
+        raise KeyboardInterrupt
+    compiled.append(job)
+    return collect(*job)
+codegen.collect = collect_some
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def _codegen(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-c", CODEGEN, "codegen", "--targets", "sm_90", "--out", str(folder), *options]
-    return subprocess.run(line, cwd=ROOT, env=compiling_environment(), capture_output=True, text=True, check=False)
-
-
-def test_codegen_compiles_and_tells(tmp_path: Path) -> None:
-    """Every kernel at each alignment: in the file, with its environment, and in the tables; and the picture."""
+@pytest.mark.parametrize(("limit", "code", "status"), [(3, 130, "interrupted"), (4, 0, "complete")])
+def test_codegen_compiles_and_tells(limit: int, code: int, status: str, tmp_path: Path) -> None:
+    """What is compiled until Ctrl-C, or all, is in the file, with its environment, in the tables and the picture."""
     pytest.importorskip("triton")
-    done = _codegen(tmp_path)
-    assert done.returncode == 0, done.stderr
+    line = [sys.executable, "-c", CODEGEN, "codegen", "--targets", "sm_90", "--out", str(tmp_path), str(limit)]
+    done = subprocess.run(line, cwd=ROOT, env=compiling_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
     record = json.loads((tmp_path / "codegen.json").read_text())
-    assert (record["kind"], record["status"]) == ("codegen", "complete")
+    assert (record["kind"], record["status"]) == ("codegen", status)
     assert record["environment"]["argv"] == ["codegen", "--targets", "sm_90"]
     names = [(kernel["kernel"], kernel["alignment"]) for kernel in record["kernels"]]
-    assert names == [(name, alignment) for alignment in codegen.ALIGNMENTS for name in ("forward", "backward")]
-    forward = record["kernels"][0]
+    assert names == [(name, lie) for lie in ("aligned", "misaligned") for name in ("forward", "backward")][:limit]
+    forward, _, misaligned, *_ = record["kernels"]
     assert (forward["bytes_per_element"], forward["mufu"], forward["loads"]) == (4, 2, {"128": 2})
+    assert misaligned["loads"] == {"16": 16}
     assert 5 < forward["instructions"] < 15
-    assert all(f"sm_90, {alignment}" in done.stdout for alignment in codegen.ALIGNMENTS)
-    assert f"{forward['instructions']:.2f}" in done.stdout
+    assert all(
+        word in done.stdout for word in ("sm_90, aligned", "sm_90, misaligned", f"{forward['instructions']:.2f}")
+    )
+    assert f"Results in {tmp_path} ({status}): codegen.json, codegen.png" in done.stdout
     assert (tmp_path / "codegen.png").stat().st_size > 10_000
 
 
-def test_an_interrupt_keeps_what_is_compiled(tmp_path: Path) -> None:
-    """Code 130; the first kernel is in the file and in the table."""
-    pytest.importorskip("triton")
-    done = _codegen(tmp_path, "--interrupted")
-    assert done.returncode == 130, done.stderr
-    record = json.loads((tmp_path / "codegen.json").read_text())
-    assert (record["status"], [kernel["kernel"] for kernel in record["kernels"]]) == ("interrupted", ["forward"])
-    assert f"Results in {tmp_path} (interrupted): codegen.json, codegen.png" in done.stdout
+def test_the_interpreter_compiles_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under TRITON_INTERPRET the command is refused, and says why."""
+    monkeypatch.setattr("sigmoid_op.kernels.launch.INTERPRETED", True)
+    assert main(["codegen"]) == 2
+    assert "TRITON_INTERPRET is set" in capsys.readouterr().err
 
 
 def _facts(kernel: str, dtype: str, terabytes: float) -> dict[str, Any]:
@@ -132,27 +127,23 @@ SASS = """
 """
 
 
-@pytest.mark.parametrize(("dtype", "elements"), [(torch.bfloat16, 8), (torch.float32, 4)], ids=str)
-def test_counts_from_the_first_load_to_the_exit(dtype: torch.dtype, elements: int) -> None:
-    """Of the full-block path, per element: 4 instructions, of which one is a special function."""
-    facts = pytorch.count(SASS, dtype)
-    assert facts == {"dtype": str(dtype)[6:], "instructions": 4 / elements, "mufu": 1 / elements}
+def test_counts_from_the_first_load_to_the_exit() -> None:
+    """Of the full-block path, per element: 4 instructions, of which one is a special function.
 
-
-def test_a_uniform_branch_may_fall_through() -> None:
-    """BRA.U has its condition among the operands, not before it: what stands behind it belongs to the path."""
-    facts = pytorch.count(SASS.replace("MUFU.EX2 R9, R8", "BRA.U UP0, 0x50"), torch.float32)
-    assert facts is not None
-    assert facts["instructions"] == 3 / 4  # the load, the branch and the store
-
-
-def test_instances_with_narrower_accesses_are_left_out() -> None:
-    """PyTorch has instances for misaligned operands, too."""
+    BRA.U has its condition among the operands, not before it: what stands behind it belongs to the path, too. PyTorch's
+    instances for misaligned operands, whose accesses are narrower, are left out.
+    """
+    assert pytorch.count(SASS, torch.bfloat16) == {"dtype": "bfloat16", "instructions": 4 / 8, "mufu": 1 / 8}
+    assert pytorch.count(SASS, torch.float32) == {"dtype": "float32", "instructions": 4 / 4, "mufu": 1 / 4}
+    branching = pytorch.count(SASS.replace("MUFU.EX2 R9, R8", "BRA.U UP0, 0x50"), torch.float32)
+    assert branching == {"dtype": "float32", "instructions": 3 / 4, "mufu": 0}
     assert pytorch.count(SASS.replace(".128", ".64"), torch.float32) is None
 
 
-def test_a_pytorch_without_kernels_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_pytorch_without_kernels_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A build for the CPU has no library to look into."""
     monkeypatch.setattr(pytorch, "LIBRARY", tmp_path / "libtorch_cuda.so")
-    with pytest.raises(UsageError, match="not built for CUDA"):
-        pytorch.run(argparse.Namespace(out=tmp_path))
+    assert main(["pytorch", "--out", str(tmp_path)]) == 2
+    assert "not built for CUDA" in capsys.readouterr().err
