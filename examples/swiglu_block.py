@@ -11,10 +11,14 @@ import argparse
 import copy
 import json
 import os
+import signal
 import statistics
 import sys
 import time
 from pathlib import Path
+
+if __name__ == "__main__":  # Ctrl-C during the imports ends at once, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 os.environ.setdefault("SIGMOID_OP_MIN_ELEMENTS", "1")  # so that these small tensors take the kernels, too
 
@@ -24,6 +28,8 @@ from torch.nn import functional as F
 
 from sigmoid_op import swiglu
 
+TOKENS = 512
+stopped: list[bool] = []  # by Ctrl-C: the step that runs is the last
 History = dict[str, dict[str, list[float]]]
 
 
@@ -48,8 +54,9 @@ class FeedForward(nn.Module):
         return out
 
 
-def train(models: dict[str, nn.Module], history: History, tokens: Tensor, target: Tensor, steps: int) -> None:
-    """Train the models in turn, adding losses, step times in ms and peak memory in MiB to ``history``."""
+def train(models: dict[str, nn.Module], tokens: Tensor, target: Tensor, steps: int) -> History:
+    """Train the models in turn; losses, step times in ms and peak memory in MiB."""
+    history: History = {name: {"losses": [], "step_ms": [], "mib": []} for name in models}
     optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-3) for name, model in models.items()}
     on_cuda = tokens.device.type == "cuda"
     for _ in range(steps):
@@ -66,12 +73,14 @@ def train(models: dict[str, nn.Module], history: History, tokens: Tensor, target
             history[name]["step_ms"].append(1e3 * (time.perf_counter() - start))
             history[name]["mib"].append((torch.cuda.max_memory_allocated() - before) / 2**20 if on_cuda else 0.0)
             del loss
+        if stopped:
+            break
+    return history
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--features", type=int, default=256)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="folder for swiglu_block.json")
@@ -80,7 +89,7 @@ def main() -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     dtype = torch.bfloat16 if args.device != "cpu" else torch.float32
-    tokens = torch.randn(args.tokens, args.features)
+    tokens = torch.randn(TOKENS, args.features)
     rotation, _ = torch.linalg.qr(torch.randn(args.features, args.features))
     target = (tokens @ rotation).to(args.device)
     tokens = tokens.to(args.device, dtype)
@@ -88,30 +97,24 @@ def main() -> int:
     ours = copy.deepcopy(theirs)
     ours.fused = True
     models: dict[str, nn.Module] = {"F.silu(gate) * up": theirs, "sigmoid_op.swiglu": ours}
-    history: History = {name: {"losses": [], "step_ms": [], "mib": []} for name in models}
-    status = "complete"
-    try:
-        train(models, history, tokens, target, args.steps)
-    except KeyboardInterrupt:
-        status = f"interrupted after {len(history['sigmoid_op.swiglu']['losses'])} steps"
-        if not history["sigmoid_op.swiglu"]["losses"]:
-            return 130
+    history = train(models, tokens, target, args.steps)
     for name, of in history.items():
         memory = f", at its highest {max(of['mib']):.1f} MiB more" if args.device != "cpu" else ""
         print(f"{name:20} last loss {of['losses'][-1]:.6f}, step {statistics.median(of['step_ms']):.2f} ms{memory}")
-    pairs = zip(*(of["losses"] for of in history.values()), strict=False)
-    difference = max(abs(a - b) / b for a, b in pairs)
+    difference = max(abs(a - b) / b for a, b in zip(*(of["losses"] for of in history.values()), strict=True))
     on_kernels = args.device != "cpu" or bool(os.environ.get("TRITON_INTERPRET"))
     agree = difference <= (0.02 if on_kernels else 0.0)  # bfloat16 rounds otherwise; NaN disagrees
     print(f"losses {'agree' if agree else 'DIFFER'}: by at most {difference:.2g} of PyTorch's")
+    status = "interrupted" if stopped else "complete"
     if args.out:
         where = {"torch": torch.__version__, "device": args.device}
         record = {"schema": 1, "kind": "swiglu_block", "environment": where, "status": status}
         path = args.out / "swiglu_block.json"
-        path.write_text(json.dumps({**record, "tokens": args.tokens, "features": args.features, "histories": history}))
+        path.write_text(json.dumps({**record, "features": args.features, "histories": history}))
         print(f"Results in {path} ({status})")
-    return 130 if status != "complete" else int(not agree)
+    return 130 if stopped else int(not agree)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
     sys.exit(main())
