@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import track
 from rich.table import Table
 
 from bench import interpreter, results
@@ -71,29 +71,21 @@ def run(args: argparse.Namespace) -> int:
     sweeps: list[Sweep] = []
 
     def save(status: str) -> None:
+        tallies = [asdict(tally) for swept in sweeps for tally in swept.tallies]
+        nans = [asdict(swept.nans) for swept in sweeps if swept.nans]
+        curves = {swept.tallies[0].dtype: swept.curves for swept in sweeps if swept.curves}
         results.write(
-            path,
-            "accuracy",
-            where,
-            status=status,
-            float32_stride=stride,
-            tallies=[asdict(tally) for found in sweeps for tally in found.tallies],
-            nans=[asdict(found.nans) for found in sweeps if found.nans],
-            curves={found.tallies[0].dtype: _rounded(found.curves) for found in sweeps if found.curves},
-            bounded=bounds,
-        )
+            path, "accuracy", where,
+            status=status, float32_stride=stride, tallies=tallies, nans=nans, curves=curves, bounded=bounds,
+        )  # fmt: skip
 
     status = "interrupted"
     # Where a GPU overflows to infinity without a word, NumPy warns.
     quiet = np.errstate(all="ignore") if dispatch.INTERPRETED else contextlib.nullcontext()
-    progress = Progress(console=Console(stderr=True), transient=True)
-    with quiet, torch.no_grad(), progress, contextlib.suppress(KeyboardInterrupt):
-        planned = plan(device, stride)
-        bar = progress.add_task("sweep", total=len(planned))
-        for measure in planned:
-            sweeps = sorted([*sweeps, measure()], key=lambda s: getattr(torch, s.tallies[0].dtype).itemsize)
+    with quiet, torch.no_grad(), contextlib.suppress(KeyboardInterrupt):
+        for measure in track(plan(device, stride), "Sweeping", transient=True, console=Console(stderr=True)):
+            sweeps = sorted([*sweeps, measure()], key=lambda swept: getattr(torch, swept.tallies[0].dtype).itemsize)
             save("running")
-            progress.advance(bar)
         status = "complete"
     save(status)
     print_files(folder, status, [path, *show(results.load(path), folder)])
@@ -102,18 +94,13 @@ def run(args: argparse.Namespace) -> int:
 
 def plan(device: torch.device, stride: int) -> list[Callable[[], Sweep]]:
     """One sweep per dtype, the longest one last."""
-    of_every_number = partial(sweep, device=device, chunk=CHUNKS[device.type])
+    chunk = CHUNKS[device.type]
     return [
-        partial(of_every_number, torch.bfloat16, stride=1),
-        partial(of_every_number, torch.float16, stride=1),
+        partial(sweep, torch.bfloat16, device, 1, chunk),
+        partial(sweep, torch.float16, device, 1, chunk),
         partial(sweep_float64, device),
-        partial(of_every_number, torch.float32, stride=stride),
+        partial(sweep, torch.float32, device, stride, chunk),
     ]
-
-
-def _rounded(curves: dict[str, list[float]]) -> dict[str, list[float]]:
-    """To three digits, enough for drawing."""
-    return {name: [float(f"{value:.3g}") for value in line] for name, line in curves.items()}
 
 
 def show(record: dict[str, Any], folder: Path) -> list[Path]:

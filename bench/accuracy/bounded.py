@@ -48,8 +48,7 @@ def bound(dtype: torch.dtype) -> Bound:
     for t in possible_results(-x.abs()):
         gradient = correctly_rounded(backward64(torch.ones_like(t), t), dtype)  # t·(1 - t)
         gradient_max_ulp = max(gradient_max_ulp, float(ulp_error(gradient, derivative)[normal].max()))
-    name = dtype_name(dtype)
-    return Bound(name, x.numel(), int(certain.sum()), max_ulp, gradient_max_ulp)
+    return Bound(dtype_name(dtype), x.numel(), int(certain.sum()), max_ulp, gradient_max_ulp)
 
 
 def possible_results(x: Tensor) -> Iterator[Tensor]:

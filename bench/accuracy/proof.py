@@ -43,11 +43,8 @@ def run(args: argparse.Namespace) -> int:
     status = "complete" if found["complete"] else "interrupted"
     results.write(path, "proof", environment(CPU), status=status, found={"float32": found})
     print_files(path.parent, status, [path, *show(results.load(path), path.parent)])
-    if status == "interrupted":
-        return 130
-    return int(
-        any(off["nan_lost"] or off["max_ulp"] > 1 or off["decreases"] for off in found["reciprocal_off"].values())
-    )
+    fails = any(of["nan_lost"] or of["max_ulp"] > 1 or of["decreases"] for of in found["reciprocal_off"].values())
+    return 130 if status == "interrupted" else int(fails)
 
 
 def build(folder: Path) -> str:
