@@ -251,4 +251,4 @@ def test_prediction(needs: tuple[float, float, float], binds: str) -> None:
     (h200,) = (gpu for gpu in GPUS if gpu.name == "H200")
     prediction = h200.predict(4, *needs)
     assert prediction["binds"] == binds
-    assert (prediction["copy_fraction"] == 1) == (binds == "memory")
+    assert (prediction["copy_fraction"] < 1) == (binds != "memory")
