@@ -5,9 +5,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-# What the measurements need beyond the library itself, by the name of the module.
-PACKAGES = {"matplotlib": "matplotlib", "mpmath": "mpmath", "rich": "rich"}
-
 
 class OneLineParser(argparse.ArgumentParser):
     """Reports a wrong option in one line instead of after the whole usage."""
@@ -53,14 +50,13 @@ def main(arguments: Sequence[str]) -> int:
     try:
         parsed = make_parser().parse_args(arguments)
         parsed.arguments = list(arguments)
-        code: int = parsed.run(parsed)
-        return code
+        return int(parsed.run(parsed))
     except KeyboardInterrupt:
-        print(f"interrupted: {_kept()}", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
-        package = PACKAGES.get((error.name or "").partition(".")[0])
-        if package is None:  # a mistake of ours
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "bench", "sigmoid_op"):  # a mistake of ours
             raise
         print(f"python -m bench needs {package}: pip install {package}", file=sys.stderr)
         return 2
@@ -69,13 +65,6 @@ def main(arguments: Sequence[str]) -> int:
             raise
         print(f"python -m bench {arguments[0]}: error: {error}", file=sys.stderr)
         return 2
-
-
-def _kept() -> str:
-    """What is on disk, if the benchmark was imported far enough to write anything."""
-    results = sys.modules.get("bench.results")
-    kept = ", ".join(map(str, results.written)) if results else ""
-    return f"kept {kept}" if kept else "nothing was measured yet"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.ops import BACKWARD, FORWARD, LOSS_SCALE, OPS, PASSES, Form, Op, of_pass, one
+from bench.ops import BACKWARD, FORWARD, LOSS_SCALE, OPS, PASSES, Form, Op, of_pass
 from bench.timing import Call
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
@@ -90,11 +90,6 @@ class Case:
     @classmethod
     def of_size(cls, row: Op, dtype: torch.dtype, n_elements: int) -> "Case":
         return cls(row, dtype, n_elements, f"{row.name} {size_label(n_elements)}")
-
-    @property
-    def has_copy(self) -> bool:
-        """Whether a copy moves the same reads and writes."""
-        return self.row.inputs is one
 
     def bytes_moved(self, pass_: str, pair: tuple[int, int] | None = None) -> int:
         """What must move; of an expanded gradient only what is in memory."""

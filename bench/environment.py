@@ -4,11 +4,13 @@ import argparse
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "gpu": gpu(device) if device.type == "cuda" else None,
         "cpu": _cpu_model(),
         "cpu_count": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
         "min_elements": dispatch.MIN_ELEMENTS,
         "interpreted": dispatch.INTERPRETED,
         "python": platform.python_version(),
@@ -79,14 +80,14 @@ def gpu(device: torch.device) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(device)
     query = f"--query-gpu={_NVIDIA_SMI}"
     described = _output("nvidia-smi", f"--id=GPU-{properties.uuid}", query, "--format=csv,noheader,nounits")
-    names, values = _NVIDIA_SMI.split(","), (described or "").split(", ")
+    values = described.split(", ") if described else []
     return {
         "name": properties.name,
         "compute_capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
         "l2_bytes": properties.L2_cache_size,
-        **(dict(zip(names, values, strict=True)) if len(values) == len(names) else dict.fromkeys(names)),
+        **dict(zip_longest(_NVIDIA_SMI.split(","), values)),
     }
 
 
@@ -97,12 +98,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
+    cpus = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: (.+)$", cpus.read_text() if cpus.exists() else "", re.MULTILINE)
+    return model[1] if model else platform.machine()
 
 
 def _version(package: str) -> str | None:

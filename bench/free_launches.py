@@ -1,7 +1,6 @@
 """Triton's real runtime with launches that cost nothing, on CPU tensors: what is left of a call is its host time.
 
 Kernels are compiled for an H100, bound and launched as on a GPU, by a driver whose launches do nothing.
-``python -m bench.free_launches COMMAND`` runs a command of the benchmark so; results of kernels are not computed.
 """
 
 import os
@@ -68,10 +67,3 @@ def install() -> None:
 
     driver.set_active(FreeLaunches())
     torch.cuda.current_device = lambda: -1
-
-
-if __name__ == "__main__":
-    install()
-    from bench.__main__ import main
-
-    sys.exit(main(sys.argv[1:]))

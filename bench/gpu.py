@@ -12,90 +12,62 @@ import signal
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
-
-from rich.table import Table
+from typing import Any
 
 from bench import results
 from bench.environment import ROOT, environment, without_out
 from bench.options import UsageError, choose_device, device_slug, minutes, output_folder
-from bench.tables import output_console, print_files
+from bench.tables import left_table, output_console, present
 
 RESULTS = Path(__file__).with_name("results")
 SUMMARY = "programme.json"
 MINUTES = 9.0
 LEAST_SECONDS = 10.0  # with less no part is started: importing PyTorch and making a CUDA context take seconds
 GRACE_SECONDS = 15.0  # from the interrupt to the kill: writing results, tables and plots
-# What --minutes of a part that paces itself does not count, by estimate: 7 s for imports and the CUDA context, 8 s for
-# a last case of 2^30 elements, 10 s for tables and plots.
+# What --minutes of a part does not count, by estimate: 7 s for imports and the CUDA context, 8 s for a last case of
+# 2^30 elements, 10 s for tables and plots.
 UNPACED_SECONDS = 25.0
-
-Status = Literal["done", "failed", "cut", "left out"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A command of the programme; Python goes before it and the place for its files after it.
+    """Arguments of Python. ``seconds``: the part's share of the time that is left, against those of the parts after it.
 
-    ``seconds``: its share of the time that is left, against those of the parts after it. ``dry_run``: options that make
-    it small, after the others and so in their place. ``paced``: it takes --minutes, and so ends by itself.
+    In ``command``, {out} stands for the folder for its files and {minutes} for the time that it may take, where it
+    paces itself. ``dry_run``: options that make it small, after the others and so in their place.
     """
 
     name: str
-    command: tuple[str, ...]
     seconds: float
-    dry_run: tuple[str, ...] = ()
-    paced: bool = False
-    out: str = "--out={}"
+    command: str
+    dry_run: str = ""
 
 
-def _bench(name: str, command: str, seconds: float, dry_run: str = "", *, paced: bool = False) -> Part:
-    return Part(name, ("-m", "bench", *command.split()), seconds, tuple(dry_run.split()), paced)
-
-
-def _example(name: str, seconds: float, dry_run: str, options: str = "") -> Part:
-    return Part(name, (f"examples/{name}.py", *options.split()), seconds, tuple(dry_run.split()))
-
-
-_SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "16", "--dist", "loadfile") if find_spec("xdist") else ()
-PARTS: tuple[Part, ...] = (
-    Part("tests", ("-m", "pytest", "-m", "gpu", "-q", *_SIDE_BY_SIDE), 150,
-         ("tests/sigmoid/test_launch.py", "tests/sigmoid/test_devices.py"), out="--junitxml={}/junit.xml"),
-    _bench("accuracy", "accuracy", 70, "--stride 1000003"),
-    _bench("sigmoid", "grid", 150, "--quick --sizes 1 2^12 --dtypes bfloat16 float32", paced=True),
-    _bench("family", "grid --ops all --no-compile", 120, "--quick --sizes 2^12 --dtypes bfloat16", paced=True),
-    _bench("host", "host", 45, "--rounds 3"),
-    _bench("recorded", "grid --cases recorded", 60, "--quick", paced=True),
+_SIDE_BY_SIDE = " -n auto --maxprocesses 16 --dist loadfile" if find_spec("xdist") else ""
+_GRID = "-m bench grid --out {out} --minutes {minutes}"
+PARTS = (
+    Part("tests", 150, "-m pytest -m gpu -q" + _SIDE_BY_SIDE,
+         "tests/sigmoid/test_launch.py tests/sigmoid/test_devices.py"),
+    Part("accuracy", 70, "-m bench accuracy --out {out}", "--stride 1000003"),
+    Part("sigmoid", 150, _GRID, "--quick --sizes 1 2^12 --dtypes bfloat16 float32"),
+    Part("family", 120, _GRID + " --ops all --no-compile", "--quick --sizes 2^12 --dtypes bfloat16"),
+    Part("host", 45, "-m bench host --out {out}", "--rounds 3"),
+    Part("recorded", 60, _GRID + " --cases recorded", "--quick"),
     # By estimate torch.compile takes half a minute for its graphs, more than all timing here.
-    _bench("compiled", "grid --ops all --compile --sizes 2^26 --dtypes bfloat16", 80,
-           "--quick --no-compile --sizes 2^12", paced=True),
-    _example("digits", 30, "--steps 5"),
+    Part("compiled", 80, _GRID + " --ops all --compile --sizes 2^26 --dtypes bfloat16",
+         "--quick --no-compile --sizes 2^12"),
+    Part("digits", 30, "examples/digits.py --out {out}", "--steps 5"),
     # About 20 s at an estimated 3 ms a step; with its defaults, 800 steps and 10 seeds, it would take 100 s.
-    _example("saturated_gates", 40, "--steps 3 --seeds 1", "--steps 400 --seeds 3"),
-    _example("multilabel", 40, "--steps 3"),
-    _example("swiglu_block", 30, "--steps 3"),
-    _bench("tune", "tune", 200, "--dry-run", paced=True),
+    Part("saturated_gates", 40, "examples/saturated_gates.py --out {out} --steps 400 --seeds 3", "--steps 3 --seeds 1"),
+    Part("multilabel", 40, "examples/multilabel.py --out {out}", "--steps 3"),
+    Part("swiglu_block", 30, "examples/swiglu_block.py --out {out}", "--steps 3"),
+    Part("tune", 200, "-m bench tune --out {out} --minutes {minutes}", "--dry-run"),
 )  # fmt: skip
-
-
-@dataclass
-class Outcome:
-    """What became of a part. ``files`` and ``log`` are relative to the programme's folder."""
-
-    part: str
-    command: list[str]
-    status: Status
-    seconds: float = 0.0
-    exit_code: int | None = None
-    log: str = ""
-    files: list[str] = field(default_factory=list)
-    failed_tests: list[str] = field(default_factory=list)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,45 +88,49 @@ def run(args: argparse.Namespace) -> int:
     device = choose_device(None)
     dry = args.dry_run or device.type == "cpu"
     folder = output_folder(args.out or (None if dry else RESULTS / device_slug(device)), device).resolve()
-    if (folder / SUMMARY).exists():
+    path = folder / SUMMARY
+    if path.exists():
         raise UsageError(f"{folder} holds a run already: name another with --out")
     (folder / "logs").mkdir(exist_ok=True)
     # A shell starts what it runs in the background with SIGINT ignored, which the parts would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     chosen = [part for part in PARTS if part.name in args.parts]
-    outcomes: list[Outcome] = []
-    status = "interrupted"
+    parts: list[dict[str, Any]] = []
     print(f"{len(chosen)} parts, at most {args.minutes:g} minutes.", flush=True)
+
+    def save(status: str) -> None:
+        where = environment(device)
+        results.write(path, "gpu", where, status=status, minutes=args.minutes, dry_run=dry, parts=parts)
+
+    status = "interrupted"
     with suppress(KeyboardInterrupt):
         for outcome in programme(chosen, folder, 60 * args.minutes, dry=dry):
-            outcomes.append(outcome)
-            parts = [asdict(outcome) for outcome in outcomes]
-            results.write(folder / SUMMARY, "gpu", environment(device), minutes=args.minutes, dry_run=dry, parts=parts)
+            parts.append(outcome)
+            save(status)
             _tell(outcome, folder)
         status = "complete"
-    if not outcomes:
+    if not parts:
         raise KeyboardInterrupt
-    show(results.load(folder / SUMMARY), folder)
-    print_files(folder, status, [folder / SUMMARY])
-    return 130 if status == "interrupted" else int(any(outcome.status == "failed" for outcome in outcomes))
+    save(status)
+    present(path, show)
+    return 130 if status == "interrupted" else int(any(outcome["status"] == "failed" for outcome in parts))
 
 
-def programme(parts: list[Part], folder: Path, seconds: float, *, dry: bool) -> Iterator[Outcome]:
+def programme(parts: list[Part], folder: Path, seconds: float, *, dry: bool) -> Iterator[dict[str, Any]]:
     """Run part after part within ``seconds``, each in its share of what is left, yielding what became of it."""
     end = time.monotonic() + seconds
     for i, part in enumerate(parts):
         left = end - time.monotonic()
-        line = [sys.executable, *part.command, *(part.dry_run if dry else ())]
-        if left < LEAST_SECONDS + GRACE_SECONDS:
-            yield Outcome(part.name, without_out(line[1:]), "left out")
-            continue
         limit = part_limit(part, parts[i:], left)
-        if part.paced:  # it ends early enough to draw its plots before it would be interrupted
-            line += ["--minutes", f"{max(limit - UNPACED_SECONDS, 1) / 60:.3f}"]
-        (folder / part.name).mkdir(exist_ok=True)
-        print(f"{part.name}: {' '.join(line[1:])} (at most {limit:.0f} s)", flush=True)
-        line.append(part.out.format(folder / part.name))
-        yield _outcome(part, line, folder, limit)
+        # A part that paces itself ends early enough to draw its plots before it would be interrupted.
+        places = {"out": folder / part.name, "minutes": f"{max(limit - UNPACED_SECONDS, 1) / 60:.3f}"}
+        line = [piece.format(**places) for piece in f"{part.command} {part.dry_run if dry else ''}".split()]
+        told = {"part": part.name, "command": without_out(line)}
+        if left < LEAST_SECONDS + GRACE_SECONDS:
+            yield {**told, "status": "left out", "seconds": 0.0, "files": [], "failures": []}
+            continue
+        print(f"{part.name}: {' '.join(told['command'])} (at most {limit:.0f} s)", flush=True)
+        yield {**told, **_outcome(part.name, line, folder, limit)}
 
 
 def part_limit(part: Part, waiting: list[Part], left: float) -> float:
@@ -163,16 +139,21 @@ def part_limit(part: Part, waiting: list[Part], left: float) -> float:
     return min(max(share, LEAST_SECONDS + GRACE_SECONDS), left) - GRACE_SECONDS
 
 
-def _outcome(part: Part, line: list[str], folder: Path, limit: float) -> Outcome:
-    log = folder / "logs" / f"{part.name}.log"
+def _outcome(name: str, line: list[str], folder: Path, limit: float) -> dict[str, Any]:
+    """What became of a part: "done", "cut" by time, or "failed"; paths are relative to ``folder``."""
+    log = folder / "logs" / f"{name}.log"
     start = time.monotonic()
-    exit_code, cut = _execute(line, log, limit)
-    seconds = round(time.monotonic() - start, 1)
-    files = sorted(str(path.relative_to(folder)) for path in (folder / part.name).rglob("*") if path.is_file())
-    failed_tests = [name for path in (folder / part.name).glob("*.xml") for name in failed_in(path)]
-    status: Status = "failed" if failed_tests else "cut" if cut else "failed" if exit_code else "done"
-    told = without_out(line[1:-1])
-    return Outcome(part.name, told, status, seconds, exit_code, str(log.relative_to(folder)), files, failed_tests)
+    exit_code, cut = _execute([sys.executable, *line], log, limit)
+    lines = log.read_text(errors="replace").splitlines()
+    failures = [line.partition(" - ")[0] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    return {
+        "status": "failed" if failures or (exit_code and not cut) else "cut" if cut else "done",
+        "seconds": round(time.monotonic() - start, 1),
+        "exit_code": exit_code,
+        "log": str(log.relative_to(folder)),
+        "files": sorted(str(path.relative_to(folder)) for path in (folder / name).rglob("*") if path.is_file()),
+        "failures": failures,
+    }
 
 
 def _execute(line: list[str], log: Path, limit: float) -> tuple[int | None, bool]:
@@ -189,52 +170,34 @@ def _execute(line: list[str], log: Path, limit: float) -> tuple[int | None, bool
         )  # fmt: skip
         try:
             return process.wait(limit), False
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as end:
             process.send_signal(signal.SIGINT)
+            exit_code = None
             with suppress(subprocess.TimeoutExpired):
-                return process.wait(GRACE_SECONDS), True
-            return None, True
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_SECONDS)
-            raise
+                exit_code = process.wait(GRACE_SECONDS)
+            if isinstance(end, KeyboardInterrupt):
+                raise
+            return exit_code, True
         finally:
             with suppress(ProcessLookupError):  # it and what it started, such as compiling and testing processes
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def failed_in(junit: Path) -> list[str]:
-    """The tests that failed, or whose setup did, by the file that ``pytest --junitxml`` wrote."""
-    try:
-        cases = list(ElementTree.parse(junit).iter("testcase"))
-    except ElementTree.ParseError:  # pytest was killed while it wrote
-        return []
-    return [
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in cases
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-
-
-def _tell(outcome: Outcome, folder: Path) -> None:
-    """One line; of a failed part also the failed tests and the end of its log."""
-    print(f"{outcome.part}: {outcome.status} after {outcome.seconds:.0f} s", flush=True)
-    if outcome.status == "failed":
-        for name in outcome.failed_tests:
-            print(f"  FAILED {name}")
-        lines = (folder / outcome.log).read_text(errors="replace").splitlines()
+def _tell(outcome: dict[str, Any], folder: Path) -> None:
+    """One line, and of a failed part the end of its log."""
+    print(f"{outcome['part']}: {outcome['status']} after {outcome['seconds']:.0f} s", flush=True)
+    if outcome["status"] == "failed":
+        lines = (folder / outcome["log"]).read_text(errors="replace").splitlines()
         print(*(f"  | {line}" for line in lines[-20:]), sep="\n", flush=True)
 
 
 def show(record: dict[str, Any], folder: Path) -> list[Path]:
     """Print the table of a programme.json. It has no picture."""
-    table = Table(title="Dry run" if record["dry_run"] else "GPU programme", title_justify="left")
-    for heading in ("part", "status", "seconds", "files"):
-        table.add_column(heading, justify="right" if heading == "seconds" else "left")
+    table = left_table("Dry run" if record["dry_run"] else "GPU programme", ["part", "status"], ["seconds"])
+    table.add_column("files")
     for outcome in record["parts"]:
-        failed = f" ({len(outcome['failed_tests'])} tests)" if outcome["failed_tests"] else ""
+        failed = f" ({len(outcome['failures'])} failures)" if outcome.get("failures") else ""
         files = ", ".join(outcome["files"])
         table.add_row(outcome["part"], outcome["status"] + failed, f"{outcome['seconds']:.1f}", files)
     output_console().print(table)

@@ -13,7 +13,6 @@ from bench.environment import device_name
 
 DEFAULT_FOLDER = Path(__file__).with_name("out")
 CPU = torch.device("cpu")
-MOST_ELEMENTS = 2**62  # as many bytes as PyTorch can count
 
 
 class UsageError(Exception):
@@ -21,7 +20,7 @@ class UsageError(Exception):
 
 
 def add_device_and_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", type=_device, help="cuda or cpu (default: cuda where there is one)")
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
     add_out(parser)
 
 
@@ -29,34 +28,24 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder for the results (default: bench/out/<time>-<device>)")
 
 
-def choose_device(asked: torch.device | None) -> torch.device:
-    return asked or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def elements(text: str) -> int:
-    """A positive number of elements, written 1000 or 2^20."""
-    match = re.fullmatch(r"(\d+)(?:\^(\d{1,2}))?", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of elements such as 1000 or 2^20")
-    count: int = int(match[1]) ** int(match[2] or 1)
-    if not 1 <= count <= MOST_ELEMENTS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 1 and 2^62")
-    return count
+def choose_device(asked: str | None) -> torch.device:
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UsageError("PyTorch finds no CUDA device here")
+    return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
+    """A whole number from 1 to 2^62, as many bytes as PyTorch can count, written 1000 or 2^20."""
+    number = 2 ** min(int(text[2:]), 63) if text.startswith("2^") else int(text)
+    if not 1 <= number <= 2**62:
+        raise ValueError(text)
+    return number
 
 
 def minutes(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = float(text)
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of minutes")
+        raise ValueError(text)
     return number
 
 
@@ -74,11 +63,3 @@ def output_folder(asked: Path | None, device: torch.device = CPU) -> Path:
             return folder
     except OSError as error:
         raise UsageError(f"cannot write into {folder}: {error.strerror}") from None
-
-
-def _device(text: str) -> torch.device:
-    if text not in ("cuda", "cpu"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither cuda nor cpu")
-    if text == "cuda" and not torch.cuda.is_available():
-        raise argparse.ArgumentTypeError("PyTorch finds no CUDA device here")
-    return torch.device(text)

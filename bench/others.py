@@ -6,6 +6,7 @@ here a Function joins the two.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
@@ -29,33 +30,16 @@ class _Joined(Function):
         return None, None, ctx.gradient(grad_out, *ctx.saved_tensors)
 
 
-def _liger_swiglu() -> Form:
-    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
-
-    form: Form = LigerSiLUMulFunction.apply
-    return form
-
-
-def _flag_gems_swiglu() -> Form:
-    from flag_gems.fused import silu_and_mul
-
-    form: Form = silu_and_mul
-    return form
+def _flag_gems(name: str, **options: Any) -> Form:
+    module = import_module("flag_gems")
+    forward, backward = (partial(getattr(module, each), **options) for each in (name, f"{name}_backward"))
+    return partial(_Joined.apply, forward, backward)
 
 
-def _flag_gems_silu() -> Form:
-    from flag_gems import silu, silu_backward
-
-    return partial(_Joined.apply, silu, silu_backward)
-
-
-def _flag_gems_glu(dim: int) -> Form:
-    from flag_gems import glu, glu_backward
-
-    return partial(_Joined.apply, partial(glu, dim=dim), partial(glu_backward, dim=dim))
-
-
-SWIGLU: Others = {"liger_kernel": _liger_swiglu, "flag_gems": _flag_gems_swiglu}
-SILU: Others = {"flag_gems": _flag_gems_silu}
-GLU: Others = {"flag_gems": partial(_flag_gems_glu, -1)}
-GLU_OF_CHANNELS: Others = {"flag_gems": partial(_flag_gems_glu, 1)}
+SWIGLU: Others = {
+    "liger_kernel": lambda: import_module("liger_kernel.ops.swiglu").LigerSiLUMulFunction.apply,
+    "flag_gems": lambda: import_module("flag_gems.fused").silu_and_mul,
+}
+SILU: Others = {"flag_gems": partial(_flag_gems, "silu")}
+GLU: Others = {"flag_gems": partial(_flag_gems, "glu", dim=-1)}
+GLU_OF_CHANNELS: Others = {"flag_gems": partial(_flag_gems, "glu", dim=1)}

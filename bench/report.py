@@ -1,7 +1,6 @@
 """Make the tables and pictures of a results file again.
 
-Of any file that a command of the benchmark or an example wrote, such as those in bench/results. --markdown prints a
-short table for a README instead, of a file of the default command.
+Of any file that a command of the benchmark or an example wrote, such as those in bench/results.
 """
 
 import argparse
@@ -10,18 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from bench import results, tables
-from bench.environment import one_line
+from bench import results
 from bench.options import UsageError, output_folder
-from bench.results import Results
+from bench.tables import left_table, output_console, present
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", type=Path, metavar="FILE.json", help="a results file")
     parser.add_argument("--out", type=Path, help="folder for the pictures (default: beside the file)")
-    parser.add_argument("--markdown", action="store_true", help="print a short table for a README, and no pictures")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,38 +24,21 @@ def run(args: argparse.Namespace) -> int:
     from bench.__main__ import modules
 
     try:
-        record = results.load(args.results)
+        kind = results.load(args.results)["kind"]
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from None
-    kind = record["kind"]
-    if args.markdown and kind != "measurements":
-        raise UsageError(f"--markdown is for files of the default command, not for one of {kind}")
-    if args.markdown:
-        print(tables.markdown(Results.of(args.results, record)))
-        return 0
-    folder = output_folder(args.out or args.results.parent)
-    if kind == "measurements":
-        tables.present(Results.of(args.results, record), folder)
-        return 0
-    module = modules().get(kind)
-    console = tables.output_console()
-    if "commit" in record["environment"]:  # an example does not tell
-        console.print(one_line(record["environment"]), highlight=False)
-    if module:
-        tables.print_files(folder, record.get("status"), [args.results, *module.show(record, folder)])
-    else:
-        console.print(summary(record))
+    module = modules().get("grid" if kind == "measurements" else kind)
+    present(args.results, module.show if module else show_numbers, output_folder(args.out or args.results.parent))
     return 0
 
 
-def summary(record: dict[str, Any]) -> Table:
+def show_numbers(record: dict[str, Any], folder: Path) -> list[Path]:
     """What is in a file that no command reads: its numbers, and of lists of them the median, and the last."""
-    table = Table("", title=record["kind"], title_justify="left")
-    for heading in ("values", "median", "last"):
-        table.add_column(heading, justify="right")
+    table = left_table(record["kind"], [""], ["values", "median", "last"])
     for name, values in _leaves(record, ()):
         table.add_row(name, str(len(values)), f"{statistics.median(values):.4g}", f"{values[-1]:.4g}")
-    return table
+    output_console().print(table)
+    return []
 
 
 def _leaves(part: Any, name: tuple[str, ...]) -> Iterator[tuple[str, list[float]]]:

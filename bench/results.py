@@ -4,7 +4,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,6 @@ OURS, TORCH, COMPILED, COPY = "sigmoid_op", "torch", "torch.compile", "copy"
 CLOCKS = WALL, COLD, WARM = "wall", "device, cold L2", "device, warm L2"
 SAVE_EVERY_SECONDS = 5.0
 LONGEST_REASON = 300  # characters: Inductor names its own error first, and what went wrong after it
-
-written: list[Path] = []  # the files of this process: what an interrupt leaves
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -29,8 +27,6 @@ def write(path: Path, kind: str, environment: dict[str, Any], **parts: Any) -> N
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(f"{{\n{text}\n}}\n")
     os.replace(unfinished, path)
-    if path not in written:
-        written.append(path)
 
 
 def _lines(part: Any) -> str:
@@ -121,36 +117,48 @@ class Measurement:
 
 @dataclass
 class Results:
-    """``status`` is "running", "interrupted", "out of time" or "complete"."""
+    """The measurements of a run, in the file ``path``, which has ``parts``, too.
+
+    ``status`` is "running", "interrupted", "out of time" or "complete".
+    """
 
     path: Path
-    environment: dict[str, Any]
+    environment: dict[str, Any] = field(default_factory=dict)
+    kind: str = "measurements"
+    parts: dict[str, Any] = field(default_factory=dict)
     measurements: list[Measurement] = field(default_factory=list)
     status: str = "running"
-    _saved_at: float = 0.0
 
-    def add(self, measurement: Measurement) -> None:
-        """Keep it, and write the file if that was not done within the last few seconds."""
-        self.measurements.append(measurement)
-        if time.monotonic() - self._saved_at > SAVE_EVERY_SECONDS:
+    def collect(self, measurements: Iterable[Measurement]) -> None:
+        """Keep all of them, saved every few seconds and at the end; Ctrl-C keeps what is done."""
+        saved = 0.0
+        try:
+            for measurement in measurements:
+                self.measurements.append(measurement)
+                if time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                    self.save()
+                    saved = time.monotonic()
+            if self.status == "running":
+                self.status = "complete"
+        except KeyboardInterrupt:
+            self.status = "interrupted"
+        finally:
             self.save()
 
     def save(self) -> None:
         measurements = [asdict(measurement) for measurement in self.measurements]
-        write(self.path, "measurements", self.environment, status=self.status, measurements=measurements)
-        self._saved_at = time.monotonic()
+        write(self.path, self.kind, self.environment, status=self.status, **self.parts, measurements=measurements)
 
-    @classmethod
-    def of(cls, path: Path, record: dict[str, Any]) -> "Results":
-        measurements = [Measurement(**m) for m in record["measurements"]]
-        return cls(path, record["environment"], measurements, record["status"])
 
-    @property
-    def failures(self) -> list[str]:
-        """One line for each form that was wrong, or raised, in a case."""
-        lines = [
-            f"{m.case['dtype']} {m.case['label']}, {form}: {reason}"
-            for m in self.measurements
-            for form, reason in m.failures.items()
-        ]
-        return list(dict.fromkeys(lines))
+def load_measurements(record: Mapping[str, Any]) -> list[Measurement]:
+    return [Measurement(**measurement) for measurement in record["measurements"]]
+
+
+def failures(measurements: Iterable[Measurement]) -> list[str]:
+    """One line for each form that was wrong, or raised, in a case."""
+    lines = (
+        f"{m.case['dtype']} {m.case['label']}, {form}: {reason}"
+        for m in measurements
+        for form, reason in m.failures.items()
+    )
+    return list(dict.fromkeys(lines))

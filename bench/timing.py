@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.benchmark import Timer
 
 Call = Callable[[], Any]
 Sampler = Callable[[], float]
 
-WALL_SAMPLE_NS = 1_000_000  # a sample of a short call is a loop of about 1 ms
+WALL_SAMPLE_NS = 1e6  # a sample of a short call is a loop of about 1 ms
 MAX_CALLS_PER_WALL_SAMPLE = 10_000
 # A device sample replays calls that move about 2 GiB, far beyond any L2 cache, each on buffers of its own; at most 256
 # calls, so that a capture stays short.
@@ -52,29 +53,16 @@ def interleave(samplers: Mapping[str, Sampler], effort: Effort) -> dict[str, lis
     return samples
 
 
-def synchronizer(device: torch.device) -> Callable[[], None]:
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+def wall_sampler(call: Call, n_calls: int) -> Sampler:
+    """The host clock around a loop of ``n_calls`` in one thread, a GPU being waited for before and after."""
+    timer = Timer("call()", globals={"call": call})
+    return lambda: timer.timeit(n_calls).mean * 1e9
 
 
-def wall_sampler(call: Call, n_calls: int, synchronize: Callable[[], None]) -> Sampler:
-    """The host clock around a loop of ``n_calls`` and one ``synchronize``."""
-
-    def sample() -> float:
-        synchronize()
-        start = time.perf_counter_ns()
-        for _ in range(n_calls):
-            call()
-        synchronize()
-        return (time.perf_counter_ns() - start) / n_calls
-
-    return sample
-
-
-def calls_per_wall_sample(calls: Iterable[Call], synchronize: Callable[[], None]) -> int:
-    """One number for all ``calls``, from the slowest, so that the cost of ``synchronize`` weighs alike on each."""
-    times = [min(wall_sampler(call, 3, synchronize)() for _ in range(4)) for call in calls]
-    slowest = max(times, default=WALL_SAMPLE_NS)
-    return min(max(1, round(WALL_SAMPLE_NS / slowest)), MAX_CALLS_PER_WALL_SAMPLE)
+def calls_per_wall_sample(calls: Iterable[Call], sample_ns: float) -> int:
+    """One number for all ``calls``, from the slowest, so that the cost of waiting weighs alike on each."""
+    times = [min(wall_sampler(call, 3)() for _ in range(4)) for call in calls]
+    return min(max(1, round(sample_ns / max(times, default=sample_ns))), MAX_CALLS_PER_WALL_SAMPLE)
 
 
 def calls_per_replay(bytes_moved: int) -> int:

@@ -11,29 +11,28 @@ import argparse
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
-from bench import interpreter, results
-from bench import run as measuring
+from bench import interpreter
 from bench.cases import DTYPES, Case, Operands, size_label
 from bench.environment import environment
+from bench.measure import Race, pair
 from bench.ops import BACKWARD, BOTH, FORWARD, OPS, kernels_from
 from bench.options import add_device_and_out, choose_device, minutes, output_folder
-from bench.results import COLD, COPY, OURS, TORCH, WALL, Measurement, run_each
-from bench.tables import output_console, print_files
+from bench.results import COLD, COPY, OURS, TORCH, Measurement, Results, failures, load_measurements, run_each
+from bench.tables import left_table, output_console, present
 from bench.timing import Call, Effort
 from bench.verify import WrongResultError
 
 SIZES = tuple(2**exponent for exponent in range(4, 27, 2))
 RACE_SIZES = (2**24, 2**28)
-EFFORT, RACE_EFFORT = Effort(0.03, 11, 31), Effort(0.2, 9, 21)
+EFFORT, RACE_EFFORT, DRY_EFFORT = Effort(0.03, 11, 31), Effort(0.2, 9, 21), Effort(0, 2, 2)
 TOLERANCE = 1.03
 
 
@@ -97,28 +96,20 @@ def run(args: argparse.Namespace) -> int:
     if (code := interpreter.exit_code(args, device, path.parent)) is not None:
         return code
     dry = args.dry_run or device.type == "cpu"
-    where, deadline = environment(device), time.monotonic() + 60 * args.minutes
-    measured: list[Measurement] = []
-    status = "interrupted"
+    results = Results(path, environment(device), "tune", {"dry_run": dry})
+    deadline = time.monotonic() + 60 * args.minutes
 
-    def save() -> None:
-        results.write(path, "tune", where, status=status, dry_run=dry, measurements=[asdict(m) for m in measured])
+    def each() -> Iterator[Measurement]:
+        for part in (crossover, races):
+            for measurement in part(device, dry=dry):
+                yield measurement
+                if time.monotonic() > deadline:
+                    results.status = "out of time"
+                    return
 
-    with suppress(KeyboardInterrupt):
-        for measurement in (m for part in (crossover, races) for m in part(device, dry=dry)):
-            measured.append(measurement)
-            save()
-            if time.monotonic() > deadline:
-                status = "out of time"
-                break
-        else:
-            status = "complete"
-    save()
-    print_files(path.parent, status, [path, *show(results.load(path), path.parent)])
-    failures = {f"{m.case['label']}, {name}: {why}" for m in measured for name, why in m.failures.items()}
-    for failure in sorted(failures):
-        output_console().print(f"FAILED {failure}", markup=False, highlight=False)
-    return 130 if status == "interrupted" else int(bool(failures))
+    results.collect(each())
+    present(path, show)
+    return 130 if results.status == "interrupted" else int(bool(failures(results.measurements)))
 
 
 def crossover(device: torch.device, *, dry: bool) -> Iterator[Measurement]:
@@ -126,15 +117,10 @@ def crossover(device: torch.device, *, dry: bool) -> Iterator[Measurement]:
     for n_elements in (2**10,) if dry else SIZES:
         for dtype in (torch.bfloat16, torch.float32):
             for case in (Case.of_size(row, dtype, n_elements) for row in OPS):
-                failures: dict[str, str] = {}
                 with kernels_from(1):
-                    makers = measuring.forms(case, device, compiles=False)
-                    chosen = {name: makers[name] for name in (OURS, TORCH)}
-                    right = run_each(lambda make: make(), chosen, failures)
-                    effort = Effort(0, 2, 2) if dry else EFFORT
-                    done = [
-                        measuring.wall_time(case, pass_, device, right, failures, effort) for pass_ in (FORWARD, BOTH)
-                    ]
+                    race = Race.of(case, device, DRY_EFFORT if dry else EFFORT, pair(case))
+                    race.makers.pop(COPY, None)
+                    done = [race.wall_time(pass_) for pass_ in (FORWARD, BOTH)]
                 yield from done
 
 
@@ -145,18 +131,13 @@ def races(device: torch.device, *, dry: bool) -> Iterator[Measurement]:
         for dtype in DTYPES.values():
             for n_elements in (2**12,) if dry else RACE_SIZES:
                 case = Case.of_size(row, dtype, n_elements)
-                failures: dict[str, str] = {}
                 candidates = {v.name: v for v in (variants(dtype)[:2] if dry else variants(dtype))}
                 with kernels_from(1):
-                    right = run_each(lambda v: verified(v, dtype, device), candidates, failures)  # noqa: B023
-                    known = measuring.forms(case, device, compiles=False)
-                    makers = {name: known[name]() for name in (OURS, TORCH, COPY)}
-                    makers |= {name: variant.call for name, variant in right.items()}
-                    if device.type == "cuda":
-                        effort = Effort(0, 2, 2) if dry else RACE_EFFORT
-                        yield measuring.device_time(case, pass_, COLD, device, makers, failures, effort)
-                    else:
-                        yield measuring.wall_time(case, pass_, device, makers, failures, Effort(0, 2, 2))
+                    race = Race.of(case, device, DRY_EFFORT if dry else RACE_EFFORT, pair(case))
+                    right = run_each(partial(verified, dtype=dtype, device=device), candidates, race.failures)
+                    race.makers.update({name: variant.call for name, variant in right.items()})
+                    on_cuda = device.type == "cuda"
+                    yield race.device_time(pass_, COLD) if on_cuda else race.wall_time(pass_)
 
 
 def verified(variant: Variant, dtype: torch.dtype, device: torch.device) -> Variant:
@@ -170,51 +151,44 @@ def verified(variant: Variant, dtype: torch.dtype, device: torch.device) -> Vari
     return variant
 
 
-def threshold(measurements: Sequence[Measurement]) -> int | None:
-    """The smallest size from which nothing is slower than the tolerance allows; None if the largest is."""
-    found = None
+def threshold(measurements: Sequence[Measurement]) -> float:
+    """The smallest size from which nothing is slower than the tolerance allows; infinity if the largest is."""
+    found = math.inf
     for n_elements in sorted({m.case["n_elements"] for m in measurements}, reverse=True):
         ratios = [m.ratio(TORCH) for m in measurements if m.case["n_elements"] == n_elements]
         if not all(ratio and ratio.median * TOLERANCE >= 1 for ratio in ratios):
             break
-        found = int(n_elements)
+        found = n_elements
     return found
 
 
 def show(record: dict[str, Any], folder: Path) -> list[Path]:
-    """Print the table of thresholds, and the fastest variants, of a tune.json. It has no picture."""
+    """Print the table of thresholds, the fastest variants, and what failed, of a tune.json. It has no picture."""
     console = output_console()
-    measured = [Measurement(**m) for m in record["measurements"]]
-    walls = [m for m in measured if m.clock == WALL and m.pass_ != BACKWARD and TORCH in m.samples_ns]
-    walls = [m for m in walls if COPY not in m.samples_ns]
-    keys = {row.name: row.key for row in OPS}
+    measured = load_measurements(record)
     lines = []
-    for key in dict.fromkeys(keys[m.case["op"]] for m in walls):
-        by_op = {op: [m for m in walls if m.case["op"] == op] for op, of in keys.items() if of == key}
-        sizes = [threshold(group) for group in by_op.values() if group]
-        largest = max(m.case["n_elements"] for group in by_op.values() for m in group)
-        if any(size is None for size in sizes):
-            lines.append(f'    "{key}": NEVER,  # still slower at {size_label(largest)}')
-        else:
-            size = max(size for size in sizes if size)
-            lines.append(f'    "{key}": 2**{size.bit_length() - 1},')
-    if lines:
-        console.print("MIN_ELEMENTS: dict[str, int] = {\n" + "\n".join(lines) + "\n}", markup=False, highlight=False)
+    for key in dict.fromkeys(row.key for row in OPS):
+        names = [row.name for row in OPS if row.key == key]
+        groups = [[m for m in measured if m.case["op"] == name and COPY not in m.samples_ns] for name in names]
+        if any(groups):
+            size = max(threshold(group) for group in groups if group)
+            lines.append(f'    "{key}": {"NEVER" if size == math.inf else f"2**{math.log2(size):.0f}"},')
+    console.print("\n".join(["MIN_ELEMENTS: dict[str, int] = {", *lines, "}"]), markup=False, highlight=False)
     if record["dry_run"]:
         console.print("A dry run: these times say nothing about a GPU.")
-    table = Table(title="Fastest variant, device time, cold L2", title_justify="left")
-    for heading in ("pass", "dtype", "elements", "variant"):
-        table.add_column(heading)
-    for heading in ("speed of a copy", "the library's launch", "PyTorch"):
-        table.add_column(heading, justify="right")
-    for m in (m for m in measured if len(m.samples_ns) > 3):
-        fastest = min((n for n in m.samples_ns if n not in (OURS, TORCH, COPY)), key=lambda n: _median(m, n))
-        shares = [f"{_median(m, COPY) / _median(m, name):.1%}" for name in (fastest, OURS, TORCH)]
-        table.add_row(m.pass_, m.case["dtype"], size_label(m.case["n_elements"]), fastest, *shares)
+    table = left_table(
+        "Fastest variant, device time, cold L2",
+        ["pass", "dtype", "elements", "variant"],
+        ["speed of a copy", "the library's launch", "PyTorch"],
+    )
+    for m in measured:
+        times = {name: spread.median for name in m.samples_ns if (spread := m.time_us(name))}
+        raced = [name for name in times if name not in (OURS, TORCH, COPY)]
+        if raced:
+            fastest = min(raced, key=lambda name: times[name])
+            shares = [f"{times[COPY] / times[name]:.1%}" if name in times else "" for name in (fastest, OURS, TORCH)]
+            table.add_row(m.pass_, m.case["dtype"], size_label(m.case["n_elements"]), fastest, *shares)
     console.print(table)
+    for failure in failures(measured):
+        console.print(f"FAILED {failure}", markup=False, highlight=False)
     return []
-
-
-def _median(m: Measurement, name: str) -> float:
-    time_us = m.time_us(name)
-    return time_us.median if time_us else math.inf

@@ -1,7 +1,5 @@
 """Nothing is timed before its results and gradients are compared with PyTorch's form in float64."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -58,12 +56,9 @@ def _compare(got: Tensor, want: Tensor, dtype: torch.dtype, allowed: float, what
         raise WrongResultError(f"{what}: {got.dtype} {tuple(got.shape)} instead of {dtype} {tuple(want.shape)}")
     info = torch.finfo(dtype)
     mean = want.abs().mean()
-    for got_part, want_part in zip(_chunks(got), _chunks(want), strict=True):
+    chunks = (x.reshape(-1).split(4 * CHUNK) for x in (got, want))
+    for got_part, want_part in zip(*chunks, strict=True):
         size = (want_part.abs() + mean).clamp_(min=info.tiny)  # below it an eps is the distance of subnormal numbers
         error = float(((got_part.double() - want_part).abs_() / size).max()) / info.eps
         if not error <= allowed:  # so that NaN fails
             raise WrongResultError(f"{what}: {error:.3g} eps from float64, {allowed:g} allowed")
-
-
-def _chunks(x: Tensor) -> Iterator[Tensor]:
-    yield from x.reshape(-1).split(4 * CHUNK)

@@ -197,15 +197,6 @@ def saved_tensors() -> Iterator[list[torch.Tensor]]:
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
-    """PyTorch's CPU kernels in two threads, before and after."""
-    torch.set_num_threads(2)
-    yield
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
 def poisoned_empty() -> Iterator[None]:
     """Every ``torch.empty*`` comes filled with NaN, so that an element nobody writes cannot pass for a result."""
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -12,9 +12,9 @@ import torch
 
 from bench import host
 from bench.__main__ import main
+from bench.cases import Case
 from bench.environment import ROOT
 from bench.ops import OPS
-from sigmoid_op import dispatch
 from tests.conftest import compiling_environment
 
 
@@ -37,7 +37,6 @@ FREE = """
 from bench import free_launches
 free_launches.install()
 import torch
-from triton.compiler import CompiledKernel
 from bench.ops import OPS
 launched = []
 free_launches._Launcher.__call__ = lambda self, *args: launched.append(args[0])
@@ -80,10 +79,16 @@ def test_times_are_in_units_of_the_same_round() -> None:
     assert host.ratio([20.0, 20.0, 200.0], [10.0, 10.0, 100.0]) == 2.0
 
 
+def test_modes_are_what_they_are_called() -> None:
+    """Without gradients no graph; with them one; and the gradient itself."""
+    operands = Case.of_size(OPS[0], torch.float32, 16).operands(torch.device("cpu"))
+    plain, with_grad, gradients = (host.call(torch.sigmoid, operands, mode)() for mode in host.MODES)
+    assert (plain.requires_grad, with_grad.requires_grad) == (False, True)
+    torch.testing.assert_close(gradients[0], operands.grad_out * plain * (1 - plain))
+
+
 def test_ways_are_timed_as_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """An ``enable()`` that does nothing ends the command before it measures."""
-    before = dispatch.MIN_ELEMENTS
     monkeypatch.setattr(host, "enable", nullcontext)
     with pytest.raises(RuntimeError, match="operator table"):
         host.measure_ways([], torch.device("cpu"), 16, 2)
-    assert before == dispatch.MIN_ELEMENTS

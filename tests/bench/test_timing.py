@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.benchmark import Timer
 
 from bench import timing
 from bench.results import OURS, TORCH, WALL, Measurement, Spread, run_each
@@ -15,27 +17,26 @@ from bench.timing import Effort
 CPU = torch.device("cpu")
 
 
+def _measured(ours: list[float], torch_: list[float], route: str = "kernel") -> Measurement:
+    case, samples = {"pytorch_bytes": {"forward": 25_000}}, {OURS: ours, TORCH: torch_}
+    return Measurement(case, "forward", WALL, route, bytes_moved=10_000, samples_ns=samples)
+
+
 def test_times_are_medians_of_all_rounds() -> None:
     """Not the best round: beside the median stand the rounds that a fifth of all were below, and above."""
-    ns = [100.0, 1000.0, 2000.0, 3000.0, 4000.0, 5000.0, 6000.0, 7000.0, 8000.0, 9000.0, 90000.0]
-    m = Measurement({}, "forward", WALL, "kernel", bytes_moved=10_000, samples_ns={OURS: ns})
+    m = _measured([100.0, *(1000.0 * i for i in range(1, 10)), 90000.0], [])
     assert m.time_us(OURS) == Spread(5.0, 2.0, 8.0)
-    assert m.gigabytes_per_second(OURS) == 2.0
 
 
 def test_ratios_are_taken_round_by_round() -> None:
     """A machine that is ten times as slow now and then changes the times but not the ratio."""
-    ours = [10.0, 1.0, 1.0, 10.0, 1.0]
-    samples = {OURS: ours, TORCH: [2 * ns for ns in ours]}
-    m = Measurement({}, "forward", WALL, "kernel", bytes_moved=100, samples_ns=samples)
-    assert m.ratio(TORCH) == Spread(2.0, 2.0, 2.0)
+    assert _measured([10.0, 1.0, 10.0], [20.0, 2.0, 20.0]).ratio(TORCH) == Spread(2.0, 2.0, 2.0)
 
 
-@pytest.mark.parametrize(("route", "rates"), [("kernel", (100.0, 125.0)), ("torch", (250.0, 125.0))])
+@pytest.mark.parametrize(("route", "rates"), [("kernel", (2.0, 2.5)), ("torch", (5.0, 2.5))])
 def test_rates_are_of_the_bytes_that_moved(route: str, rates: tuple[float, float]) -> None:
     """Of ours where the kernel ran, of PyTorch's where its operators ran for the library, too."""
-    samples = {OURS: [1.0], TORCH: [2.0]}
-    m = Measurement({"pytorch_bytes": {"forward": 250}}, "forward", WALL, route, 100, samples_ns=samples)
+    m = _measured([5000.0], [10_000.0], route)
     assert (m.gigabytes_per_second(OURS), m.gigabytes_per_second(TORCH)) == rates
 
 
@@ -43,40 +44,35 @@ def test_providers_are_interleaved() -> None:
     """Each round takes one sample of every provider, and no provider always goes first."""
     taken: list[str] = []
 
-    def sampler(name: str) -> timing.Sampler:
-        def sample() -> float:
-            taken.append(name)
-            return float(len(taken))
+    def sample(name: str) -> float:
+        taken.append(name)
+        return float(len(taken))
 
-        return sample
-
-    samples = timing.interleave({name: sampler(name) for name in "abc"}, Effort(0.0, min_rounds=20, max_rounds=20))
+    samples = timing.interleave({name: partial(sample, name) for name in "abc"}, Effort(0.0, 20, 20))
     rounds = [taken[i : i + 3] for i in range(3, len(taken), 3)]  # the first three calls warm up
     assert len(rounds) == 20
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
     assert {names[0] for names in rounds} == {"a", "b", "c"}
-    assert all(len(values) == 20 for values in samples.values())
+    assert samples["a"] == [3.0 * i + names.index("a") + 4 for i, names in enumerate(rounds)]
 
 
-def test_wall_time_is_that_of_a_call_which_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device is waited for before the clock starts, and before it stops; the time is shared among the calls."""
+def test_wall_time_is_shared_among_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is read before and after all of them, by PyTorch's Timer, which waits for a GPU at both."""
     log: list[str] = []
-    times = iter([1_000, 7_000])
 
-    def clock() -> int:
+    def clock() -> float:
         log.append("clock")
-        return next(times)
+        return float(len(log))  # a second for each entry
 
-    monkeypatch.setattr("time.perf_counter_ns", clock)
-    sample = timing.wall_sampler(lambda: log.append("call"), 3, lambda: log.append("synchronize"))
-    assert sample() == 2_000
-    assert log == ["synchronize", "clock", "call", "call", "call", "synchronize", "clock"]
+    monkeypatch.setattr(timing, "Timer", partial(Timer, timer=clock))
+    assert timing.wall_sampler(lambda: log.append("call"), 4)() == 5e9 / 4
+    assert log[-6:] == ["clock", *["call"] * 4, "clock"]
 
 
 def test_the_slowest_call_sets_how_many_make_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """1 ms of the slowest, and the same number of the others."""
-    monkeypatch.setattr(timing, "wall_sampler", lambda call, n_calls, synchronize: call)
-    assert timing.calls_per_wall_sample([lambda: 1_000.0, lambda: 50_000.0], lambda: None) == 20
+    monkeypatch.setattr(timing, "wall_sampler", lambda call, n_calls: call)
+    assert timing.calls_per_wall_sample([lambda: 1_000.0, lambda: 50_000.0], 1e6) == 20
 
 
 def test_peak_memory_is_that_beyond_the_operands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +95,8 @@ class CudaOnPaper:
                 log.append("replay")
 
         class Event:
-            def __init__(self, enable_timing: bool) -> None:
-                assert enable_timing
+            def __init__(self, *, enable_timing: bool) -> None:
+                pass
 
             def record(self) -> None:
                 log.append("record")
@@ -169,14 +165,13 @@ def test_a_capture_that_fails_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -
             raise RuntimeError("the first pool fails")
         current[0] = "the user's"
 
-    replacements: dict[str, Any] = {
+    for name, replacement in {
         "Stream": lambda device: "for captures",
         "current_stream": lambda: current[0],
         "stream": on,
         "graph": capture,
         "graph_pool_handle": lambda: next(pools),
-    }
-    for name, replacement in replacements.items():
+    }.items():
         monkeypatch.setattr(torch.cuda, name, replacement)
     replays = timing.Replays(CPU)
     with pytest.raises(RuntimeError, match="the first pool fails"):
