@@ -1,29 +1,23 @@
-"""The default command: which cases it measures, all forms of each, proved baselines; time and Ctrl-C end it cleanly."""
+"""The default command: all forms of every case on the clocks that it claims; time and Ctrl-C end it cleanly."""
 
-import argparse
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from bench import cases, compiled, measure, others, results, run, timing
+from bench import measure, results, run, timing
 from bench.__main__ import main
-from bench.cases import DTYPES, Case, Operands
-from bench.codegen.catalogue import FAMILY, SIGMOID
+from bench.cases import Case
 from bench.measure import Race
 from bench.ops import BACKWARD, BOTH, FORWARD, OPS, PASSES, Op, kernels_from
 from bench.results import COLD, COMPILED, COPY, OURS, TORCH, WALL, WARM, Measurement, Results
 from bench.timing import Effort
-from bench.verify import verify
 from sigmoid_op import dispatch
 from tests.bench.test_timing import CudaOnPaper
 from tests.bench.test_verification import WrongGradient
@@ -101,60 +95,6 @@ def test_a_size_that_no_row_takes_ends_in_one_line(
     assert "a size is a multiple of 4, not 1002" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("n_elements", [4, 1000, 2**18])
-@every_row
-def test_inputs_fit_any_size(row: Op, n_elements: int) -> None:
-    """The result, for a loss the logits, has the elements asked for, and forms agree on it."""
-    operands = Case.of_size(row, torch.float32, n_elements).operands(CPU)
-    out = row.pytorch(*operands.inputs)
-    assert (operands.inputs[0] if out.dim() == 0 else out).numel() == n_elements
-    torch.testing.assert_close(row.ours(*operands.inputs), out)
-
-
-KERNELS = {
-    "sigmoid": "", "sigmoid_gate": "gate", "sigmoid_gate, SE": "channel gate",
-    "sigmoid_gate, SE channels_last": "channel gate NHWC", "sigmoid_gate, heads": "channel gate", "silu": "silu",
-    "quick_gelu": "quick_gelu", "swiglu": "swiglu", "swiglu, packed": "packed swiglu",
-    "swiglu, gpt-oss": "interleaved swiglu", "glu": "glu", "logsigmoid": "logsigmoid", "bce_with_logits": "BCE",
-    "sigmoid_focal_loss": "focal", "sigmoid_focal_loss, classes": "focal of classes",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_the_bytes_are_those_of_the_kernels(name: str) -> None:
-    """What the table says of an op is what the operands of its two kernels come to; a channel's gate is not counted."""
-    by_name = {kernel.name: kernel for kernel in (*SIGMOID, *FAMILY)}
-    kernels = by_name[KERNELS[name] or "forward"], by_name[f"{KERNELS[name]} backward".strip()]
-    assert tuple(round(kernel.bytes_per_element(torch.float32) / 4, 1) for kernel in kernels) == ROWS[name].moved
-
-
-def test_recorded_cases_carry_strides_and_counts(fallback: object) -> None:
-    """The recorded file names its source; a strided x and a stride-0 gradient come out as recorded, and are right."""
-    source = json.loads(cases.RECORDED_CALLS.read_text())
-    assert ("tritonbench" in source["source"], source["license"]) == (True, "BSD-3-Clause")
-    recorded = list(cases.recorded())
-    assert sum(case.count for case in recorded) == 592
-    assert len({(case.x, case.grad_out, case.passes, case.dtype) for case in recorded}) == len(recorded) == 88
-    strided = next(case for case in recorded if case.x and case.x.stride == (619520, 123904, 352, 1))
-    expanded = next(case for case in recorded if case.grad_out and case.grad_out.stride == (0, 0))
-    assert strided.operands(CPU).inputs[0].stride() == (619520, 123904, 352, 1)
-    assert expanded.operands(CPU).grad_out.stride() == (0, 0)
-    assert expanded.bytes_moved(BACKWARD) == 2 * (1 + 2 * 96 * 65)
-    for case in (strided, expanded):
-        verify(torch.sigmoid, case, CPU)
-
-
-def test_uneven_cases_are_what_they_are_called() -> None:
-    """One element more; ``[1:]`` begins one into its allocation. Of both the bytes that are read once, written once."""
-    odd, case = cases.uneven(ROWS["sigmoid"], torch.bfloat16, 2**12)
-    assert (odd.n_elements, odd.operands(CPU).inputs[0].numel()) == (2**12 + 1, 2**12 + 1)
-    x = case.operands(CPU).inputs[0]
-    assert (x.storage_offset(), x.numel(), x.is_contiguous()) == (1, 2**12, True)
-    assert [case.bytes_moved(pass_) for pass_ in PASSES] == [2**14, 3 * 2**13, 5 * 2**13]
-    of_pytorch = Case.of_size(ROWS["swiglu"], torch.bfloat16, 2**12).to_json()["pytorch_bytes"]
-    assert of_pytorch == {FORWARD: 5 * 2**13, BACKWARD: 9 * 2**13, BOTH: 14 * 2**13}
-
-
 def test_what_is_wrong_or_raises_is_reported_and_the_rest_is_timed(
     measured: Measured, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,41 +131,6 @@ def test_interrupting_keeps_what_was_measured(
     found = _load(path)
     assert [(m.case["dtype"], m.pass_) for m in found.measurements] == [("float32", FORWARD), ("float32", BOTH)]
     assert f"Results in {path.parent} (interrupted): results.json" in capsys.readouterr().out
-
-
-def test_an_eager_function_does_not_pass_for_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is named torch.compile is no eager fallback, in no use of it, and does not compile again when timed."""
-    x = torch.randn(16)
-    with pytest.raises(compiled.NotCompiledError, match="eagerly"):
-        compiled.assert_compiled(lambda: torch.sigmoid(x), n_kernels=1)
-    sizes = itertools.count(2)
-    grow = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
-    with pytest.raises(RuntimeError, match="recompile"):
-        compiled.assert_compiled(lambda: grow(torch.zeros(next(sizes))), n_kernels=0)
-    proved: list[int] = []
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    monkeypatch.setattr(compiled, "assert_compiled", lambda call, n_kernels: proved.append(n_kernels))
-    compiled.compiled(Case.of_size(ROWS["silu"], torch.float32, 64), CPU)
-    assert proved == [1, 2]
-
-
-aten = torch.ops.aten
-STAND_INS: dict[str, dict[str, Any]] = {  # others' functions that are timed, with their signatures, by PyTorch
-    "liger_kernel.ops.swiglu": {"LigerSiLUMulFunction": SimpleNamespace(apply=lambda a, b: F.silu(a) * b)},
-    "flag_gems": {
-        "silu": F.silu, "silu_backward": lambda grad_output, self: aten.silu_backward(grad_output, self),
-        "glu": F.glu, "glu_backward": lambda grad_output, self, dim=-1: aten.glu_backward(grad_output, self, dim),
-    },
-    "flag_gems.fused": {"silu_and_mul": lambda a, b: F.silu(a) * b},
-}  # fmt: skip
-OTHERS = [(row, label) for row in OPS for label in row.others]
-
-
-@pytest.mark.parametrize(("row", "label"), OTHERS, ids=lambda one: getattr(one, "name", one))
-def test_forms_of_other_libraries_are_the_op(row: Op, label: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is timed as theirs gives the op's result and gradients: functions and arguments are put together rightly."""
-    monkeypatch.setattr(others, "import_module", lambda name: SimpleNamespace(**STAND_INS[name]))
-    verify(row.others[label](), Case.of_size(row, torch.float32, 2**12), CPU)
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "swiglu"])
@@ -281,40 +186,6 @@ def test_time_drops_the_tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert efforts == [10 / 5 / 16, 6 / 4 / 16, 2 / 3 / 16]  # half of it for at most eight measurements
 
 
-def test_sizes_come_in_priority_order_and_each_in_all_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CUDA: the largest tensors' sizes first, uneven ones last; of several ops all at one size before the next."""
-    monkeypatch.setattr(run, "free_bytes", lambda device: 2**50)
-    parsed = argparse.Namespace(cases="grid", ops=["sigmoid"], sizes=None, dtypes=None, quick=False)
-    chosen, left_out = run.select(parsed, CUDA)
-    assert left_out == []
-    assert [(case.n_elements, case.dtype) for case in chosen[:8]] == [
-        (n, dtype) for n in (2**26, 2**30) for dtype in DTYPES.values()
-    ]
-    assert [case.kind for case in chosen] == sorted((case.kind for case in chosen), key="size".__ne__)
-    parsed.ops = ["silu", "swiglu"]
-    chosen, _ = run.select(parsed, CUDA)
-    assert [case.row.name for case in chosen[:3]] == ["silu", "swiglu", "swiglu, packed"]
-    assert len({(case.dtype, case.n_elements) for case in chosen[:3]}) == 1
-
-
-def test_compiled_code_is_timed_where_it_was_asked_for() -> None:
-    """By default on CUDA, at two sizes: of σ in every dtype, of other ops in bfloat16. No backward of it alone."""
-    everywhere = [
-        (name, n, dtype)
-        for name in ("sigmoid", "silu")
-        for n in (2**12, 2**20)
-        for dtype in DTYPES.values()
-        if COMPILED in measure.forms(Case.of_size(ROWS[name], dtype, n), CUDA, None)
-    ]
-    assert everywhere == [*(("sigmoid", 2**12, dtype) for dtype in DTYPES.values()), ("silu", 2**12, torch.bfloat16)]
-    case = Case.of_size(ROWS["silu"], torch.float32, 64)
-    assert [COMPILED in measure.forms(case, CPU, compiles) for compiles in (None, False, True)] == [False, False, True]
-    race = Race(case, CPU, LEAST_EFFORT, {TORCH: Operands.copy, COMPILED: Operands.copy}, {})
-    assert {pass_: list(race.wall_time(pass_).samples_ns) for pass_ in PASSES} == {
-        FORWARD: [TORCH, COMPILED], BACKWARD: [TORCH], BOTH: [TORCH, COMPILED]
-    }  # fmt: skip
-
-
 def test_the_kernels_are_what_is_verified_and_has_device_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the thresholds, too; wall time is a user's, with the thresholds as they are."""
     seen: dict[str, set[int]] = {}
@@ -329,14 +200,6 @@ def test_the_kernels_are_what_is_verified_and_has_device_time(monkeypatch: pytes
     with kernels_from(2**20):
         list(measure.measure(Case.of_size(ROWS["sigmoid"], torch.float32, 64), CUDA, LEAST_EFFORT, False))
     assert seen == {"verify": {1}, "wall_time": {2**20}, "device_time": {1}}
-
-
-def test_thresholds_are_set_for_all_ops_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One number for all, then those of before."""
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", {"sigmoid": 5, "bce": 1})
-    with kernels_from(7):
-        assert dispatch.MIN_ELEMENTS == {"sigmoid": 7, "bce": 7}
-    assert dispatch.MIN_ELEMENTS == {"sigmoid": 5, "bce": 1}
 
 
 @pytest.mark.gpu
