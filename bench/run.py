@@ -123,7 +123,7 @@ def measure_all(
 
     def each() -> Iterator[Measurement]:
         with Progress(console=Console(stderr=True)) as progress:
-            for done, case in enumerate(progress.track(chosen)):
+            for done, case in enumerate(progress.track(chosen, description="Measuring")):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     results.status = "out of time"
