@@ -12,13 +12,13 @@ from tests.conftest import Route
 from tests.ulp import (
     BACKWARD_ULPS,
     FALLBACK_BACKWARD_ULPS,
-    FALLBACK_FORWARD_ULPS,
-    FLOAT_DTYPES,
-    FORWARD_ULPS,
     HALF_DTYPES,
     assert_within_ulps,
     correctly_rounded,
     every_16bit,
+    every_dtype,
+    forward_ulps,
+    sample,
     true_backward,
     true_sigmoid,
     ulp_error,
@@ -26,33 +26,21 @@ from tests.ulp import (
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
-every_dtype = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 every_half = pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
 SPECIAL = [0.0, -0.0, float("inf"), float("-inf"), float("nan")]
-
-
-def _sample(dtype: torch.dtype) -> Tensor:
-    """Every 16-bit pattern; of wider dtypes the range where σ is neither 0 nor 1, densely, and values beyond it."""
-    if dtype in HALF_DTYPES:
-        return every_16bit(dtype)
-    reach, n = {torch.float32: (106, 100_000), torch.float64: (760, 2_000)}[dtype]
-    linear = torch.linspace(-reach, reach, n, dtype=torch.float64)
-    small = torch.logspace(-12, 0, n // 10, dtype=torch.float64)
-    huge = torch.tensor([1e3, 3e4], dtype=torch.float64)
-    return torch.cat([linear, small, -small, huge, -huge]).to(dtype)
 
 
 @every_dtype
 def test_forward(route: Route, dtype: torch.dtype) -> None:
     """Within the table's ulps, subnormal results included, of which PyTorch's own kernels flush some to 0."""
-    x = _sample(dtype)
+    x = sample(dtype)
     exact = true_sigmoid(x)
     subnormal = (exact > 0) & (exact < torch.finfo(dtype).tiny)
     assert subnormal.sum() > 10
     if not route.uses_kernels:
         x, exact = x[~subnormal], exact[~subnormal]
-    ulps = FORWARD_ULPS if route.uses_kernels else FALLBACK_FORWARD_ULPS
-    assert_within_ulps(sigmoid(x.to(route.device)).cpu(), exact, ulps[dtype])
+    ulps = forward_ulps(dtype, by_kernel=route.uses_kernels)
+    assert_within_ulps(sigmoid(x.to(route.device)).cpu(), exact, ulps)
 
 
 @every_dtype
@@ -70,7 +58,7 @@ def test_backward(route: Route, dtype: torch.dtype) -> None:
     if dtype in HALF_DTYPES:
         out = _every_out(dtype)
     else:
-        out = sigmoid(_sample(dtype).to(route.device)).cpu()
+        out = sigmoid(sample(dtype).to(route.device)).cpu()
         out = out[out > 4 * torch.finfo(dtype).tiny]
     ulps = BACKWARD_ULPS if route.uses_kernels else FALLBACK_BACKWARD_ULPS
     for grad_out in (torch.ones_like(out), torch.linspace(-3, 3, out.numel(), dtype=torch.float64).to(dtype)):
@@ -146,6 +134,6 @@ def test_the_measure_can_fail() -> None:
 
 def test_the_sample_catches_a_careless_exponential() -> None:
     """A float32 σ whose exponent is rounded once, as ``tl.exp`` does on a GPU, fails the table by far."""
-    x = _sample(torch.float32)
+    x = sample(torch.float32)
     careless = 1 / (1 + torch.exp2((x * -1.4426950408889634).float()))
     assert ulp_error(careless, true_sigmoid(x)).max() > 10
