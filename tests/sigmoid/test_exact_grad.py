@@ -3,29 +3,22 @@
 import copy
 import pickle
 from functools import partial
-from typing import Any
 
-import mpmath
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
-from torch.func import grad, vmap
 
-from bench.accuracy.sweeps import ascending
 from bench.reference import derivative64
-from sigmoid_op import Sigmoid, dispatch, sigmoid
-from tests.conftest import Route, kernels_from
-from tests.ulp import FLOAT_DTYPES, HALF_DTYPES, assert_within_ulps
+from sigmoid_op import Sigmoid, sigmoid
+from tests.conftest import Route, replace_launches
+from tests.ulp import EXACT_GRADIENT_ULPS, assert_within_ulps, every_dtype, sample, true_derivative
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
-# Of the true derivative, where it is a normal number: the promise of sigmoid's docstring.
-GRADIENT_ULPS = {torch.float16: 2.0, torch.bfloat16: 2.0, torch.float32: 3.0, torch.float64: 3.0}
 # By then out is 1 and the default's gradient exactly 0, on every route; at 0.95 of it neither is.
 DEAD_FROM = {torch.bfloat16: 6.25, torch.float16: 8.3203125, torch.float32: 17.4}
 
-every_dtype = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 exact_sigmoid = partial(sigmoid, exact_grad=True)
 
 
@@ -35,34 +28,14 @@ def _gradient(x: Tensor, *, exact_grad: bool = True) -> Tensor:
     return gradient
 
 
-def _sample(dtype: torch.dtype) -> Tensor:
-    """Every finite number of a 16-bit dtype, a dense sample of float32, and 2,000 numbers of float64."""
-    if dtype == torch.float64:
-        return torch.cat([torch.linspace(-700, 700, 1_000, dtype=dtype), torch.linspace(-4, 4, 1_000, dtype=dtype)])
-    stride = 1 if dtype in HALF_DTYPES else 65_521
-    x = torch.cat(list(ascending(dtype, torch.device("cpu"), stride, 2**16)))
-    if dtype == torch.float32:
-        x = torch.cat([x, torch.linspace(-90, 90, 50_000)])
-    return x[x.isfinite()]
-
-
-def _true_derivative(x: Tensor) -> Tensor:
-    """In float64; by mpmath for float64 input."""
-    if x.dtype != torch.float64:
-        return derivative64(x)
-    with mpmath.workdps(40):
-        exponentials = [mpmath.exp(-abs(mpmath.mpf(v))) for v in x.tolist()]
-        return torch.tensor([float(t / (1 + t) ** 2) for t in exponentials], dtype=torch.float64)
-
-
 @every_dtype
 def test_gradient_is_the_true_derivative(route: Route, dtype: torch.dtype) -> None:
     """Within 2 ulp in 16 bits and 3 in float32, for every 16-bit number and a dense sample of the wider ones."""
-    x = _sample(dtype)
-    derivative = _true_derivative(x)
+    x = sample(dtype)
+    derivative = true_derivative(x)
     normal = derivative >= torch.finfo(dtype).tiny
     gradient = _gradient(x.to(route.device)).cpu()
-    assert_within_ulps(gradient[normal], derivative[normal], GRADIENT_ULPS[dtype])
+    assert_within_ulps(gradient[normal], derivative[normal], EXACT_GRADIENT_ULPS[dtype])
 
 
 @pytest.mark.parametrize("dtype", DEAD_FROM, ids=str)
@@ -84,17 +57,10 @@ def test_result_is_that_of_the_default(route: Route, dtype: torch.dtype) -> None
 
 def test_the_gradient_of_a_sum_stays_one_number(kernel_route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     """No zeros are made for the gradient of t, nor added: the kernel is given the one number that sum() expands."""
-    from sigmoid_op.kernels import sigmoid as launchers
-
-    backward, given = launchers.launch_sigmoid_exact_backward, []
-
-    def watched(grad_out: Tensor, t: Tensor) -> Tensor:
-        given.append(grad_out.numel())
-        return backward(grad_out, t)
-
-    monkeypatch.setattr(launchers, "launch_sigmoid_exact_backward", watched)
+    n_scalars: list[int] = []
+    replace_launches(monkeypatch, lambda kernel, programs, args, *_: n_scalars.append(len(args[0])))
     _gradient(torch.ones(5, device=kernel_route.device))
-    assert given == [1]
+    assert n_scalars == [0, 1]
 
 
 @every_dtype
@@ -106,13 +72,6 @@ def test_second_derivative_has_the_sign_of_minus_x(route: Route, dtype: torch.dt
     x64 = x.detach().cpu().double()
     true = -derivative64(x64) * torch.tanh(x64 / 2)
     torch.testing.assert_close(second.cpu().double(), true, rtol=8 * torch.finfo(dtype).eps, atol=0)
-
-
-def test_a_gradient_of_a_vmap_is_exact(route: Route) -> None:
-    """Inside vmap no tensor says that it requires a gradient; the one taken around it is alive all the same."""
-    x = torch.full((3,), 9.0, dtype=torch.bfloat16, device=route.device)
-    gradient = grad(lambda rows: vmap(exact_sigmoid)(rows).sum())(x)
-    assert_within_ulps(gradient.cpu(), derivative64(x.cpu()), GRADIENT_ULPS[x.dtype])
 
 
 # Dynamo makes an instance of Function itself, to trace any of its subclasses.
@@ -129,7 +88,7 @@ def test_compiled_gradient_is_exact(route: Route, dtype: torch.dtype) -> None:
         x = torch.linspace(-20, 20, n, dtype=dtype, device=route.device, requires_grad=True)
         (gradient,) = torch.autograd.grad(compiled(x).sum(), x)
         # In PyTorch's operators, whose float32 σ and product each round a little worse than the kernels.
-        assert_within_ulps(gradient.cpu(), derivative64(x.cpu()), GRADIENT_ULPS[dtype] + 1)
+        assert_within_ulps(gradient.cpu(), derivative64(x.cpu()), EXACT_GRADIENT_ULPS[dtype] + 1)
 
 
 @traces_a_function
@@ -154,9 +113,8 @@ def test_module_keeps_the_choice(route: Route) -> None:
     assert repr(module) == "Sigmoid(exact_grad=True)"
     assert repr(Sigmoid()) == "Sigmoid()"
     traced = torch.fx.symbolic_trace(nn.Sequential(module))
-    twins: list[Any] = [module, pickle.loads(pickle.dumps(module)), copy.deepcopy(module), traced]
-    for twin in twins:
-        x = torch.full((2,), 9.0, dtype=torch.bfloat16, device=route.device, requires_grad=True)
+    x = torch.full((2,), 9.0, dtype=torch.bfloat16, device=route.device, requires_grad=True)
+    for twin in (module, pickle.loads(pickle.dumps(module)), copy.deepcopy(module), traced):
         (gradient,) = torch.autograd.grad(twin(x).sum(), x)
         assert (gradient > 0).all()
 
@@ -180,21 +138,3 @@ def test_gradient_in_another_layout(route: Route) -> None:
         (gradient,) = torch.autograd.grad(out, x, grad_out, retain_graph=True)
         exact = grad_out.cpu().double() * derivative64(x.cpu())
         torch.testing.assert_close(gradient.cpu().double(), exact, rtol=1e-6, atol=0)
-
-
-def test_other_dtypes(route: Route) -> None:
-    """Complex input is refused where differentiated, as there is no |x| to take; otherwise it is σ, as integers are."""
-    x = torch.randn(3, dtype=torch.complex64, device=route.device)
-    assert torch.equal(exact_sigmoid(x), torch.sigmoid(x))
-    with pytest.raises(TypeError, match="real dtype"):
-        exact_sigmoid(x.requires_grad_())
-    integers = torch.arange(-3, 4, device=route.device)
-    torch.testing.assert_close(exact_sigmoid(integers), torch.sigmoid(integers))
-    assert not exact_sigmoid(integers).requires_grad
-
-
-def test_small_tensors_keep_the_promise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Below the size from which the default takes a kernel, the gradient is just as exact."""
-    monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(2**23))
-    x = torch.tensor([6.25, 20.0], dtype=torch.bfloat16)
-    assert_within_ulps(_gradient(x), derivative64(x), GRADIENT_ULPS[torch.bfloat16])
