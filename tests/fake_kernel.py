@@ -39,6 +39,12 @@ class FakeKernel:
 
         return run
 
+    def compiles(self, launch: Callable[..., object], *args: Any) -> bool:
+        """Whether ``launch(*args)`` goes Triton's own way, which compiles what is new."""
+        before = len(self.launched)
+        launch(*args)
+        return len(self.launched) > before
+
     def run(self, x: int, y: int, z: int, stream: object, function: object, metadata: object, *args: Any) -> None:
         assert (y, z, function, metadata) == (1, 1, self.function, self.packed_metadata)
         assert args[:3] == (None, None, None)  # nothing for hooks, and no hooks

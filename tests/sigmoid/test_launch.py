@@ -1,7 +1,7 @@
 """The prepared launch: Triton binds arguments once for each kind of operands, and a kernel serves only its own kind."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
 
@@ -21,9 +21,8 @@ def _launch(x: Tensor, formula: Any = formulas.sigmoid) -> None:
 def test_compiles_once_for_each_kind(jit: FakeKernel) -> None:
     """A second call of the same kind, whatever its length, skips Triton's binding."""
     x = torch.zeros(5000)
-    for length in (5000, 1, 4096, 4999):
-        _launch(x[:length])
-    _launch(x[4:])  # 16 bytes further on
+    for y in (x, x[:1], x[:4096], x[:4999], x[4:]):  # the last is 16 bytes further on
+        _launch(y)
     assert len(jit.launched) == 1
     assert [len(kernel.launched) for kernel in jit.compiled] == [4]
 
@@ -36,43 +35,47 @@ def test_no_kernel_serves_another_kind(jit: FakeKernel) -> None:
     x, y, one = torch.zeros(4096), torch.zeros(4096, dtype=torch.bfloat16), torch.zeros(1)
     odd = torch.zeros(4098)[2:]
     assert (x.data_ptr() % 16, odd.data_ptr() % 16) == (0, 8)
-
-    def launch_one_of(
-        *inputs: Tensor,
-        scalars: tuple[Tensor, ...] = (),
-        output: Tensor = x,
-        constants: Any = (),
-        scale: int | None = None,
-    ) -> None:
-        pointwise.launch(formulas.sigmoid_backward, scalars, inputs, (output,), constants, None, scale)
-
-    kinds: list[Callable[[], None]] = [
-        lambda: launch_one_of(x, x),
-        lambda: launch_one_of(x, scalars=(one,)),
-        lambda: launch_one_of(x, scalars=(one,), scale=1),
-        lambda: launch_one_of(x, x, constants=(0.25, 2.0)),
-        lambda: launch_one_of(x, x, constants=(0.5, 2.0)),
-        lambda: launch_one_of(x, y),
-        lambda: launch_one_of(y, x),
-        lambda: launch_one_of(x, x, output=y),
-        lambda: launch_one_of(x, odd),
-        lambda: launch_one_of(odd, x),
-        lambda: launch_one_of(x, x, output=odd),
-        lambda: _launch(x),
-        lambda: _launch(x, formulas.sigmoid_exact),
+    kinds: list[tuple[Any, ...]] = [
+        ((), (x, x), (x,)),
+        ((one,), (x,), (x,)),
+        ((one,), (x,), (x,), (), None, 1),
+        ((), (x, x), (x,), (0.25, 2.0)),
+        ((), (x, x), (x,), (0.5, 2.0)),
+        ((), (x, y), (x,)),
+        ((), (y, x), (x,)),
+        ((), (x, x), (y,)),
+        ((), (x, odd), (x,)),
+        ((), (odd, x), (x,)),
+        ((), (x, x), (odd,)),
     ]
-    for count, launch_one in enumerate(kinds, start=1):
-        launch_one()
-        assert len(jit.launched) == count
+    for kind in kinds:
+        assert jit.compiles(pointwise.launch, formulas.sigmoid_backward, *kind)
+    for formula in (formulas.sigmoid, formulas.sigmoid_exact):
+        assert jit.compiles(_launch, x, formula)
 
 
-def test_no_kernel_serves_another_device(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiled kernel is loaded on one GPU: another's operands have their own."""
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    for device in (0, 1, 0):
+def test_every_launch_says_whether_to_fuse(jit: FakeKernel) -> None:
+    """Multiplications and additions: results do not depend on Triton's default, which a user can set."""
+    _launch(torch.zeros(64))
+    assert jit.options["enable_fp_fusion"] is launch.FP_FUSION
+
+
+def test_each_device_has_kernels_of_its_own(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel is compiled and launched on its device's stream, under its guard where another device is current."""
+    entered: list[int] = []
+
+    @contextmanager
+    def guard(device: int) -> Iterator[None]:
+        entered.append(device)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", guard)
+    monkeypatch.setattr(FakeDriver, "current", 0)
+    for device in (0, 1, 0, 1):
         launch.launch(jit, 1, (), ("kernel", device))
     assert len(jit.launched) == 2
-    assert [stream for _, stream in jit.compiled[0].launched] == ["stream of 0"]
+    assert [kernel.launched for kernel in jit.compiled] == [[(1, "stream of 0")], [(1, "stream of 1")]]
+    assert entered == [1, 1]
 
 
 def test_the_table_of_kernels_stays_small(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,36 +96,17 @@ def test_where_one_alignment_is_missing_none_is_known(jit: FakeKernel) -> None:
     assert [args[7] for args in jit.launched] == [None, 0]
 
 
-def test_another_device_is_made_current(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Operands on a device that is not the current one are launched under its guard; otherwise there is none."""
-    entered: list[int] = []
-
-    @contextmanager
-    def guard(device: int) -> Iterator[None]:
-        entered.append(device)
-        yield
-
-    monkeypatch.setattr(torch.cuda, "device", guard)
-    _launch(torch.zeros(3))
-    _launch(torch.zeros(3))
-    assert entered == []
-    monkeypatch.setattr(FakeDriver, "current", 1)
-    _launch(torch.zeros(3))
-    _launch(torch.zeros(3), formulas.sigmoid_exact)  # not compiled yet
-    assert entered == [-1, -1]
-
-
 def test_profilers_see_every_launch(jit: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a hook of Triton's is set, launches go Triton's own way, which calls it; afterwards they do not."""
     from triton import knobs
 
-    _launch(torch.zeros(3))
-    for count, hook in enumerate((knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook), start=2):
+    x = torch.zeros(3)
+    _launch(x)
+    for hook in (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook):
         with monkeypatch.context() as patch:
             patch.setattr(hook, "calls", [lambda metadata: None])
-            _launch(torch.zeros(3))
-        _launch(torch.zeros(3))
-        assert len(jit.launched) == count
+            assert jit.compiles(_launch, x)
+        assert not jit.compiles(_launch, x)
 
 
 def test_integers_of_one_kind_are_one_to_triton() -> None:
@@ -133,7 +117,7 @@ def test_integers_of_one_kind_are_one_to_triton() -> None:
     def of_triton(x: int) -> Any:
         return native_specialize_impl(CUDABackend, x, False, True, True)
 
-    values = [0, 1, 2, 3, 16, -16, 17, 2**31 - 1, 2**31, 2**31 + 1, 2**31 + 16, -(2**31), -(2**31) - 1, 2**40]
+    values = [0, 1, 2, 3, 8, 16, -16, 17, 2**31 - 1, 2**31, 2**31 + 1, 2**31 + 16, -(2**31), -(2**31) - 1, 2**40]
     alike = [pair for pair in combinations(values, 2) if launch.kind(pair[0]) == launch.kind(pair[1])]
     assert alike
     for value, other in alike:

@@ -25,6 +25,12 @@ def _frame(*tensors: Tensor, smallest_tile: int = 0) -> Frame | None:
         return frames.frame.__wrapped__(tuple(tensors[0].shape), tuple(tensor.stride() for tensor in tensors))
 
 
+def _found(*tensors: Tensor) -> Frame:
+    found = _frame(*tensors)
+    assert found is not None
+    return found
+
+
 @st.composite
 def operands(draw: st.DrawFn) -> list[Tensor]:
     """Three of one shape, the first dense; dimensions in any order, in which the others may skip elements or stay."""
@@ -51,9 +57,7 @@ def test_frame_finds_every_element(tensors: list[Tensor]) -> None:
     Operands of one dense layout are one stretch of memory: one row.
     """
     found = _frame(*tensors)
-    dense = _frame(tensors[0], tensors[0])
-    assert dense is not None
-    assert dense.is_flat
+    assert _found(tensors[0], tensors[0]).is_flat
     if found is None:
         return
     batch, rows, columns = found.sizes
@@ -69,33 +73,28 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.to(memory_format=torch.channels_last)
 
 
-def _itself(x: Tensor) -> Tensor:
-    return x
-
-
 # How a tensor of [2, 3, 4, 5] is merged with another one beside it.
-MERGED: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], tuple[int, int, int] | None]] = [
-    (_itself, _itself, (1, 1, 120)),
-    (_itself, lambda x: x[:, :, :1, :1].contiguous().expand_as(x), (1, 6, 20)),
-    (_itself, lambda x: x[:1, :1].expand_as(x), (1, 6, 20)),
-    (_itself, lambda x: x[:, :1].expand_as(x), (2, 3, 20)),
-    (_itself, lambda x: x[:1, :, :1, :1].expand_as(x), (2, 3, 20)),
-    (_itself, lambda x: x[:, :1, :, :1].expand_as(x), None),
-    (_itself, lambda x: torch.cat([x, x], -1)[..., :5], (1, 24, 5)),
-    (_itself, lambda x: torch.cat([x, x], 1)[:, :3], (1, 2, 60)),
-    (_itself, lambda x: torch.stack([x, x], -1)[..., 0], None),
-    (_channels_last, _itself, None),
-    (_channels_last, lambda x: x[:, :, :1, :1].contiguous().expand_as(x), (2, 20, 3)),
+MERGED: list[tuple[Callable[[Tensor], tuple[Tensor, Tensor]], tuple[int, int, int] | None]] = [
+    (lambda x: (x, x), (1, 1, 120)),
+    (lambda x: (x, x[:, :, :1, :1].contiguous().expand_as(x)), (1, 6, 20)),
+    (lambda x: (x, x[:1, :1].expand_as(x)), (1, 6, 20)),
+    (lambda x: (x, x[:, :1].expand_as(x)), (2, 3, 20)),
+    (lambda x: (x, x[:1, :, :1, :1].expand_as(x)), (2, 3, 20)),
+    (lambda x: (x, x[:, :1, :, :1].expand_as(x)), None),
+    (lambda x: (x, torch.cat([x, x], -1)[..., :5]), (1, 24, 5)),
+    (lambda x: (x, torch.cat([x, x], 1)[:, :3]), (1, 2, 60)),
+    (lambda x: (x, torch.stack([x, x], -1)[..., 0]), None),
+    (lambda x: (_channels_last(x), x), None),
+    (lambda x: (_channels_last(x), x[:, :, :1, :1].contiguous().expand_as(x)), (2, 20, 3)),
 ]
 
 
-@pytest.mark.parametrize(("first", "second", "sizes"), MERGED)
+@pytest.mark.parametrize(("operands", "sizes"), MERGED)
 def test_frame_merges_all_it_can(
-    first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor], sizes: tuple[int, int, int] | None
+    operands: Callable[[Tensor], tuple[Tensor, Tensor]], sizes: tuple[int, int, int] | None
 ) -> None:
     """Batches, rows and columns are the largest there are; no more than three dimensions, and no skipped element."""
-    x = torch.empty(2, 3, 4, 5)
-    found = _frame(first(x), second(x))
+    found = _frame(*operands(torch.empty(2, 3, 4, 5)))
     assert (found.sizes if found else None) == sizes
 
 
@@ -107,20 +106,26 @@ def test_frames_of_small_batches_are_refused() -> None:
     assert _frame(x, x[:1, :1].expand_as(x), smallest_tile=16) is not None
 
 
-def test_a_frame_is_found_once() -> None:
-    """The same operands get the same frame, by which prepared launches know them; others do not."""
-    shape, strides = (6, 16), ((16, 1), (0, 1))
-    assert frames.frame(shape, strides) is frames.frame(shape, strides)
-    assert frames.frame(shape, strides) != frames.frame((7, 16), strides)
-
-
-def _addends(route: Route, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+def _addends(route: Route, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The first has gaps between rows and batches, so that nothing merges."""
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=generator).to(route.device, dtype) for _ in range(2))
+    drawn = torch.randn((2, shape[0], shape[1] + 1, shape[2] + 1), generator=generator).to(route.device, dtype)
+    x, gate = drawn[:, :, : shape[1], : shape[2]]
+    return x, gate.contiguous()
+
+
+def _sums(layout: Frame, axis: int | None, inputs: tuple[Tensor, Tensor]) -> Tensor:
+    """Of inputs[0] · σ(inputs[1]), tile by tile; every element starts as NaN."""
+    dtype = inputs[0].dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    shape = tiled.tiling(layout, dtype.itemsize, axis).shape_of_sums
+    sums = torch.full(shape, torch.nan, dtype=wide, device=inputs[0].device)
+    tiled.launch_tiled(gate_formulas.sigmoid_gate, (), inputs, (), layout, (), sums, axis)
+    return sums
 
 
 # A full tile of rows and columns and parts of one, whichever axis is summed; batches; one element.
-SHAPES = [(2, 40, 70), (2, 3, 2060), (1, 3, 2060), (3, 1, 1), (1, 64, 128)]
+SHAPES = [(2, 40, 70), (2, 3, 2060), (1, 3, 2060), (1, 1, 1), (1, 64, 128)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -132,13 +137,10 @@ def test_sums(kernel_route: Route, shape: tuple[int, int, int], axis: int | None
     Bounds are relative to the sum of magnitudes; bfloat16 has a σ made for a result of 8 bits.
     """
     x, gate = _addends(kernel_route, dtype, shape)
-    # With gaps between rows and batches, so that nothing merges.
-    wide = torch.zeros(shape[0], shape[1] + 1, shape[2] + 1, dtype=dtype, device=x.device)
-    wide[:, : shape[1], : shape[2]] = x
-    x = wide[:, : shape[1], : shape[2]]
-    layout = _layout(shape, x.stride(), gate.stride())
-    total = _sums(layout, axis, (x, gate), dtype)
-    assert torch.equal(total, _sums(layout, axis, (x, gate), dtype))
+    layout = _found(x, gate)
+    assert layout.sizes == shape
+    total = _sums(layout, axis, (x, gate))
+    assert torch.equal(total, _sums(layout, axis, (x, gate)))
     exact = x.double() * sigmoid64(gate)
     over = (0, 1, 2) if axis is None else (1 + axis,)
     kept = total.double().sum(None if axis is None else 1)
@@ -146,36 +148,21 @@ def test_sums(kernel_route: Route, shape: tuple[int, int, int], axis: int | None
     assert bool(((kept - exact.sum(over)).abs() <= bound).all())
 
 
-def _layout(shape: tuple[int, int, int], *strides: tuple[int, ...]) -> Frame:
-    return Frame(
-        shape, tuple((b, r or None, c or None) for b, r, c in strides), (0, 1, 2), False, (None,) * len(strides)
-    )
-
-
-def _sums(layout: Frame, axis: int | None, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-    """Of inputs[0] · σ(inputs[1]), tile by tile; every element starts as NaN."""
-    of_tiles = tiled.tiling(layout, dtype.itemsize, axis)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    sums = torch.full(of_tiles.shape_of_sums, torch.nan, dtype=wide, device=inputs[0].device)
-    tiled.launch_tiled(gate_formulas.sigmoid_gate, (), inputs, (), layout, (), sums, axis)
-    return sums
-
-
 @pytest.mark.parametrize("scale", [None, 1 / 3])
 def test_scalars_and_outputs(kernel_route: Route, scale: float | None) -> None:
     """A scalar operand, which comes first, is one number for all, times the scale; outputs stand beside a sum."""
     x, gate = _addends(kernel_route, torch.float32, (1, 70, 130))
     grad_out = torch.tensor(1.5, device=kernel_route.device)
-    grad_x, grad_gate = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
-    formula, layout = gate_formulas.sigmoid_gate_backward, _layout((1, 70, 130), *[(0, 130, 1)] * 4)
+    grad_x, grad_gate = torch.full_like(gate, torch.nan), torch.full_like(gate, torch.nan)
+    formula, layout = gate_formulas.sigmoid_gate_backward, _found(grad_x, grad_gate, x, gate)
     s, s_minus = sigmoid64(gate), sigmoid64(-gate)
     bits = None if scale is None else pointwise.factor(scale, torch.float32)
     tiled.launch_tiled(formula, (grad_out,), (x, gate), (grad_x, grad_gate), layout, scale=bits)
     factor = 1.5 * (scale or 1)
     torch.testing.assert_close(grad_x.double(), factor * s, rtol=1e-6, atol=0)
     torch.testing.assert_close(grad_gate.double(), factor * x.double() * s * s_minus, rtol=1e-6, atol=0)
+    layout = _found(grad_x, x, gate)
     sums = torch.full(tiled.tiling(layout, 4, 1).shape_of_sums, torch.nan, device=kernel_route.device)
-    layout = _layout((1, 70, 130), *[(0, 130, 1)] * 3)
     tiled.launch_tiled(formula, (grad_out,), (x, gate), (grad_x,), layout, (), sums, 1)
     exact = (1.5 * x.double() * s * s_minus).sum(2)
     torch.testing.assert_close(sums.double().sum(1), exact, rtol=1e-5, atol=1e-5)
@@ -194,25 +181,22 @@ def test_partial_sums_are_added_up(kernel_route: Route, shape: tuple[int, int, i
     assert bool(((out.double() - exact).abs() <= bound).all())
 
 
-def _launch(
-    x: Tensor, gate: Tensor, formula: Any = gate_formulas.sigmoid_gate, summed: bool = False, **keywords: Any
-) -> None:
-    out = torch.empty_like(x)
-    if summed:
-        keywords["sums"] = x.new_empty(0)
-    layout = frames.frame(tuple(x.shape), tuple(tensor.stride() for tensor in (out, x, gate.expand_as(x))))
-    assert layout is not None
-    tiled.launch_tiled(formula, (), (x, gate.expand_as(x)), (out,), layout, **keywords)
-
-
 def test_a_frame_is_cut_for_each_sum_and_dtype() -> None:
     """However it was cut before: a forward and a gradient may find the same frame."""
-    layout = frames.frame((6, 4096), ((4096, 1), (0, 1)))
-    assert layout is not None
+    layout = _found(torch.empty(6, 4096), torch.empty(4096).expand(6, 4096))
     for _ in range(2):
         shapes = [tiled.tiling(layout, 4, axis).shape_of_sums for axis in (None, 0, 1)]
         assert shapes == [(1, 12, 1), (1, 1, 4096), (1, 2, 6)]
         assert [tiled.tiling(layout, itemsize, None).tile[1] for itemsize in (4, 8)] == [2048, 1024]
+
+
+def _launch(
+    x: Tensor, gate: Tensor, formula: Any = gate_formulas.sigmoid_gate, summed: bool = False, **keywords: Any
+) -> None:
+    out, gate = torch.empty_like(x), gate.expand_as(x)
+    if summed:
+        keywords["sums"] = x.new_empty(0)
+    tiled.launch_tiled(formula, (), (x, gate), (out,), _found(out, x, gate), **keywords)
 
 
 def _launch_halves(x: Tensor, halves: tuple[int | None, ...]) -> None:
@@ -246,9 +230,8 @@ def test_compiles_once_for_each_kind(jit: FakeKernel) -> None:
         lambda: _launch_halves(x, (None, 1, 0)),
         lambda: _launch_halves(x, (None, 0, 0)),
     ]
-    for count, launch in enumerate(others, start=2):
-        launch()
-        assert len(jit.launched) == count
+    for launch in others:
+        assert jit.compiles(launch)
 
 
 def test_sums_of_partials_compile_once_for_each_kind(jit: FakeKernel) -> None:
@@ -266,6 +249,5 @@ def test_sums_of_partials_compile_once_for_each_kind(jit: FakeKernel) -> None:
         lambda: sums.add_up(many, torch.zeros(200).bfloat16(), steps),
         lambda: sums.add_up(many, torch.zeros(201)[1:], steps),
     ]
-    for count, launch in enumerate(others, start=2):
-        launch()
-        assert len(jit.launched) == count
+    for launch in others:
+        assert jit.compiles(launch)
