@@ -5,22 +5,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import sigmoid_op
 from sigmoid_op import SigmoidFunction, dispatch, sigmoid, sigmoid_
 from tests.conftest import Route, compiling_environment, kernels_from
-from tests.ulp import FLOAT_DTYPES
+from tests.ulp import every_dtype
+
+exact_sigmoid = partial(sigmoid, exact_grad=True)
 
 
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@every_dtype
 def test_dense_floats_take_the_kernel(kernel_route: Route, launches: list[str], dtype: torch.dtype) -> None:
     """Out of place, in place and recorded; where no gradient is recorded, none is prepared for."""
     x = torch.ones(3, 5, dtype=dtype, device=kernel_route.device)
@@ -36,13 +36,14 @@ def test_dense_floats_take_the_kernel(kernel_route: Route, launches: list[str], 
 
 
 def test_threshold(kernel_route: Route, launches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Smaller tensors take torch.sigmoid; ``SigmoidFunction``, which the benchmark times, has no threshold."""
+    """Smaller tensors take torch.sigmoid; SigmoidFunction, which the benchmark times, and an exact gradient do not."""
     monkeypatch.setattr(dispatch, "MIN_ELEMENTS", kernels_from(100))
     sigmoid(torch.ones(99, device=kernel_route.device))
     assert launches == []
     sigmoid(torch.ones(100, device=kernel_route.device))
-    SigmoidFunction.apply(torch.ones(5, device=kernel_route.device, requires_grad=True)).sum().backward()
-    assert launches == ["sigmoid", "sigmoid", "sigmoid_backward"]
+    for function in (SigmoidFunction.apply, exact_sigmoid):
+        function(torch.ones(5, device=kernel_route.device, requires_grad=True)).sum().backward()
+    assert launches == ["sigmoid", "sigmoid", "sigmoid_backward", "sigmoid_exact", "sigmoid_exact_backward"]
 
 
 def test_where_no_kernel_is_available_none_runs(
@@ -52,7 +53,7 @@ def test_where_no_kernel_is_available_none_runs(
     if route.uses_kernels:
         monkeypatch.setattr(dispatch, "AVAILABLE", False)
     x = torch.ones(5, device=route.device, requires_grad=True)
-    for function in (sigmoid, partial(sigmoid, exact_grad=True), SigmoidFunction.apply):
+    for function in (sigmoid, exact_sigmoid, SigmoidFunction.apply):
         function(x).sum().backward()
     sigmoid_(x.detach())
     assert launches == []
@@ -75,22 +76,26 @@ UNSUPPORTED: dict[str, Callable[[str], Tensor]] = {
 # PyTorch 2.13 deprecates making a quantized tensor; they still exist.
 @pytest.mark.filterwarnings("ignore:.*quantize:UserWarning")
 @pytest.mark.parametrize("kind", UNSUPPORTED)
-def test_what_no_kernel_takes(route: Route, launches: list[str], kind: str) -> None:
+@pytest.mark.parametrize("function", [sigmoid, exact_sigmoid])
+def test_what_no_kernel_takes(
+    route: Route, launches: list[str], function: Callable[[Tensor], Tensor], kind: str
+) -> None:
     """torch.sigmoid's own result, bit for bit, or its own error, and no launch."""
     x = UNSUPPORTED[kind](route.device)
     try:
         expected = torch.sigmoid(x)
     except RuntimeError as error:
         with pytest.raises(type(error), match=re.escape(str(error)[:40])):
-            sigmoid(x)
+            function(x)
     else:
-        torch.testing.assert_close(sigmoid(x), expected, rtol=0, atol=0)
-        assert x.is_sparse or sigmoid(x).stride() == expected.stride()
+        out = function(x)
+        torch.testing.assert_close(out, expected, rtol=0, atol=0)
+        assert x.is_sparse or out.stride() == expected.stride()
     assert launches == []
 
 
 def test_nested_tensors(route: Route, launches: list[str]) -> None:
-    """Jagged and strided nested tensors keep their type and take no kernel."""
+    """Jagged ones, the only ones that torch.sigmoid takes on every device, keep their type and take no kernel."""
     parts = [torch.randn(2, 3, device=route.device), torch.randn(4, 3, device=route.device)]
     x = torch.nested.nested_tensor(parts, layout=torch.jagged)
     out = sigmoid(x)
@@ -99,19 +104,19 @@ def test_nested_tensors(route: Route, launches: list[str]) -> None:
     assert launches == []
 
 
-def test_meta_and_fake_tensors(route: Route) -> None:
-    """Shape inference works without data: meta tensors, and fake tensors of the route's device."""
-    out = sigmoid(torch.empty(2, 3, device="meta"))
-    assert (out.device.type, out.shape) == ("meta", (2, 3))
+def test_tensors_without_data(route: Route) -> None:
+    """Shapes are inferred: of meta tensors, and of fake tensors of the route's device."""
     with FakeTensorMode():
         fake = sigmoid(torch.empty(2, 3, device=route.device))
     assert (fake.device.type, fake.shape) == (route.device, (2, 3))
+    meta = sigmoid(torch.empty(2, 3, device="meta"))
+    assert (meta.device.type, meta.shape) == ("meta", (2, 3))
 
 
 @pytest.mark.parametrize("bad", [3.0, None, [1.0, 2.0], "x"], ids=repr)
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(sigmoid, torch.sigmoid), (sigmoid_, torch.sigmoid_), (partial(sigmoid, exact_grad=True), torch.sigmoid)],
+    [(sigmoid, torch.sigmoid), (sigmoid_, torch.sigmoid_), (exact_sigmoid, torch.sigmoid)],
 )
 def test_wrong_types(route: Route, bad: object, ours: Callable[..., Tensor], theirs: Callable[..., Tensor]) -> None:
     """Not a tensor: torch's TypeError, in torch's words."""
@@ -122,43 +127,31 @@ def test_wrong_types(route: Route, bad: object, ours: Callable[..., Tensor], the
     assert str(raised.value) == str(expected.value)
 
 
-def test_out_errors(route: Route) -> None:
-    """``out=`` of a dtype that cannot hold the result, and of a call that is differentiated, raise as in torch."""
+def test_arguments(route: Route) -> None:
+    """``input`` by position or by name; ``out`` by name alone, of a dtype that holds the result, not differentiated."""
     x = torch.randn(3, device=route.device)
+    assert torch.equal(sigmoid(input=x), sigmoid(x))
+    with pytest.raises(TypeError):
+        sigmoid(x, torch.empty(3))  # type: ignore[call-arg]  # the mistake under test
     with pytest.raises(RuntimeError, match="can't be cast"):
         sigmoid(x, out=torch.empty(3, dtype=torch.int32, device=route.device))
     with pytest.raises(RuntimeError, match="don't support automatic differentiation"):
         sigmoid(x.requires_grad_(), out=torch.empty(3, device=route.device))
 
 
-def test_keyword_and_positional(route: Route) -> None:
-    """The signature is torch.sigmoid's: ``input`` by position or by name, ``out`` by name alone."""
-    x = torch.zeros(2, device=route.device)
-    assert torch.equal(sigmoid(input=x), sigmoid(x))
-    with pytest.raises(TypeError):
-        sigmoid(x, torch.empty(2))  # type: ignore[call-arg]  # the mistake under test
-
-
-@pytest.mark.parametrize(
-    ("mode", "method", "operator"),
-    [
-        (TorchFunctionMode, "__torch_function__", torch.sigmoid),
-        (TorchDispatchMode, "__torch_dispatch__", torch.ops.aten.sigmoid.default),
-    ],
-)
-def test_modes_see_the_call(
-    kernel_route: Route, launches: list[str], mode: type, method: str, operator: Callable[..., Tensor]
-) -> None:
-    """A mode that watches operators sees ``sigmoid``, which a launched kernel would hide from it."""
+def test_a_mode_sees_the_call(kernel_route: Route, launches: list[str]) -> None:
+    """A mode that watches functions sees ``sigmoid``; tests/pytorch/test_transforms.py has those that see operators."""
     seen: list[object] = []
 
-    def watch(self: object, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None) -> Any:
-        seen.append(func)
-        return func(*args, **(kwargs or {}))
+    class Watching(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
 
-    with type("Watching", (mode,), {method: watch})():
-        sigmoid(torch.ones(3, device=kernel_route.device))
-    assert operator in seen
+    x = torch.ones(3, device=kernel_route.device)
+    with Watching():
+        sigmoid(x)
+    assert seen[-1] is torch.sigmoid
     assert launches == []
 
 
@@ -179,14 +172,13 @@ def _run(code: str, **environment: str) -> None:
 
 def test_import_needs_no_triton() -> None:
     """``import sigmoid_op`` and a call on the CPU do not import Triton."""
-    code = (
+    _run(
         "import sys, torch, sigmoid_op\n"
         "x = torch.ones(3, requires_grad=True)\n"
         "sigmoid_op.sigmoid(x).sum().backward()\n"
         "sigmoid_op.SigmoidFunction.apply(x).sum().backward()\n"
         "assert 'triton' not in sys.modules, 'Triton was imported'\n"
     )
-    _run(code)
 
 
 def test_works_where_triton_is_missing() -> None:
