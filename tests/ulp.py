@@ -61,7 +61,7 @@ def sample(dtype: torch.dtype) -> Tensor:
     reach, n = {torch.float32: (106, 100_000), torch.float64: (760, 2_000)}[dtype]
     linear = torch.linspace(-reach, reach, n, dtype=torch.float64)
     small = torch.logspace(-12, 0, n // 10, dtype=torch.float64)
-    huge = torch.tensor([1e3, 3e4], dtype=torch.float64)
+    huge = torch.tensor([1e3, 3e4, torch.inf], dtype=torch.float64)
     return torch.cat([linear, small, -small, huge, -huge]).to(dtype)
 
 

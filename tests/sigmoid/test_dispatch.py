@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from textwrap import dedent
 
 import pytest
 import torch
@@ -166,33 +167,33 @@ def test_a_default_device_hides_nothing(kernel_route: Route, launches: list[str]
 
 def _run(code: str, **environment: str) -> None:
     """In a process of its own, where kernels are compiled and warnings are errors."""
-    command, environment = [sys.executable, "-W", "error", "-c", code], compiling_environment() | environment
+    command, environment = [sys.executable, "-W", "error", "-c", dedent(code)], compiling_environment() | environment
     subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
 
 
 def test_import_needs_no_triton() -> None:
     """``import sigmoid_op`` and a call on the CPU do not import Triton."""
-    _run(
-        "import sys, torch, sigmoid_op\n"
-        "x = torch.ones(3, requires_grad=True)\n"
-        "sigmoid_op.sigmoid(x).sum().backward()\n"
-        "sigmoid_op.SigmoidFunction.apply(x).sum().backward()\n"
-        "assert 'triton' not in sys.modules, 'Triton was imported'\n"
-    )
+    _run("""
+        import sys, torch, sigmoid_op
+        x = torch.ones(3, requires_grad=True)
+        sigmoid_op.sigmoid(x).sum().backward()
+        sigmoid_op.SigmoidFunction.apply(x).sum().backward()
+        assert "triton" not in sys.modules, "Triton was imported"
+    """)
 
 
 def test_works_where_triton_is_missing() -> None:
     """Without Triton everything goes to torch.sigmoid, even when the interpreter is asked for."""
-    code = (
-        "import importlib.util, torch\n"
-        "find_spec = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *rest: None if name == 'triton' else find_spec(name, *rest)\n"
-        "import sigmoid_op\n"
-        "from sigmoid_op import dispatch\n"
-        "assert not dispatch.HAS_TRITON and not dispatch.INTERPRETED\n"
-        "x = torch.randn(5)\n"
-        "assert torch.equal(sigmoid_op.sigmoid(x), torch.sigmoid(x))\n"
-    )
+    code = """
+        import importlib.util, torch
+        find_spec = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find_spec(name, *rest)
+        import sigmoid_op
+        from sigmoid_op import dispatch
+        assert not dispatch.HAS_TRITON and not dispatch.INTERPRETED
+        x = torch.randn(5)
+        assert torch.equal(sigmoid_op.sigmoid(x), torch.sigmoid(x))
+    """
     _run(code, TRITON_INTERPRET="1")
 
 
@@ -201,23 +202,22 @@ def test_what_the_environment_says() -> None:
 
     A threshold that is no number is refused, and the variable named in the error.
     """
-    code = (
-        "import importlib, os, torch\n"
-        "from sigmoid_op import dispatch\n"
-        "from triton import knobs\n"
-        "for cuda, hip in (('13.0', None), (None, '7.0')):\n"
-        "    torch.version.cuda, torch.version.hip = cuda, hip\n"
-        "    assert importlib.reload(dispatch).SUPPORTED == (cuda is not None)\n"
-        "for spelled in ('', '0', '1', '2', 'True', 'on', 'Y', 'yes', 'no'):\n"
-        "    os.environ['TRITON_INTERPRET'] = spelled\n"
-        "    assert importlib.reload(dispatch).INTERPRETED == knobs.runtime.interpret, spelled\n"
-        "os.environ['SIGMOID_OP_MIN_ELEMENTS'] = '12345'\n"
-        "assert set(importlib.reload(dispatch).MIN_ELEMENTS.values()) == {12345}\n"
-        "os.environ['SIGMOID_OP_MIN_ELEMENTS'] = '0'\n"
-        "assert set(importlib.reload(dispatch).MIN_ELEMENTS.values()) == {1}\n"
-        "os.environ['SIGMOID_OP_MIN_ELEMENTS'] = '2^20'\n"
-        "importlib.reload(dispatch)\n"
-    )
+    code = """
+        import importlib, os, torch
+        from sigmoid_op import dispatch
+        from triton import knobs
+        for cuda, hip in (("13.0", None), (None, "7.0")):
+            torch.version.cuda, torch.version.hip = cuda, hip
+            assert importlib.reload(dispatch).SUPPORTED == (cuda is not None)
+        for spelled in ("", "0", "1", "2", "True", "on", "Y", "yes", "no"):
+            os.environ["TRITON_INTERPRET"] = spelled
+            assert importlib.reload(dispatch).INTERPRETED == knobs.runtime.interpret, spelled
+        for text, number in (("12345", 12345), ("0", 1)):
+            os.environ["SIGMOID_OP_MIN_ELEMENTS"] = text
+            assert set(importlib.reload(dispatch).MIN_ELEMENTS.values()) == {number}
+        os.environ["SIGMOID_OP_MIN_ELEMENTS"] = "2^20"
+        importlib.reload(dispatch)
+    """
     with pytest.raises(subprocess.CalledProcessError) as error:
         _run(code)
     expected = "ValueError: SIGMOID_OP_MIN_ELEMENTS must be a number of elements, such as 1048576; got '2^20'"
@@ -226,21 +226,21 @@ def test_what_the_environment_says() -> None:
 
 def test_no_kernel_before_cuda_starts() -> None:
     """In a process that has not used CUDA a CPU tensor is asked nothing; from CUDA's start on kernels are available."""
-    code = (
-        "import importlib, torch\n"
-        "torch.version.cuda, torch.version.hip = '13.0', None\n"
-        "from sigmoid_op import dispatch\n"
-        "assert dispatch.SUPPORTED and not dispatch.AVAILABLE\n"
-        "torch._C._cuda_init, torch._C._cuda_getDeviceCount = (lambda: None), (lambda: 1)\n"
-        "torch.cuda._cudart = object()\n"
-        "del torch.cuda._queued_calls[:-1]  # PyTorch's own, which look at the devices\n"
-        "torch.cuda.init()\n"
-        "assert dispatch.AVAILABLE\n"
-        "assert importlib.reload(dispatch).AVAILABLE\n"
-        "del torch.cuda._lazy_call\n"
-        "torch.cuda.is_initialized = lambda: False\n"
-        "assert importlib.reload(dispatch).AVAILABLE  # where PyTorch cannot tell\n"
-    )
+    code = """
+        import importlib, torch
+        torch.version.cuda, torch.version.hip = "13.0", None
+        from sigmoid_op import dispatch
+        assert dispatch.SUPPORTED and not dispatch.AVAILABLE
+        torch._C._cuda_init, torch._C._cuda_getDeviceCount = (lambda: None), (lambda: 1)
+        torch.cuda._cudart = object()
+        del torch.cuda._queued_calls[:-1]  # PyTorch's own, which look at the devices
+        torch.cuda.init()
+        assert dispatch.AVAILABLE
+        assert importlib.reload(dispatch).AVAILABLE
+        del torch.cuda._lazy_call
+        torch.cuda.is_initialized = lambda: False
+        assert importlib.reload(dispatch).AVAILABLE  # where PyTorch cannot tell
+    """
     _run(code, TRITON_INTERPRET="0")
 
 

@@ -1,4 +1,4 @@
-"""The prepared launch: Triton binds arguments once for each kind of operands, and a kernel serves only its own kind."""
+"""The prepared launch: bound once for each kind of operands, where the tensor is and when its stream says."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sigmoid_op import SigmoidFunction
 from sigmoid_op.kernels import launch, pointwise
 from sigmoid_op.kernels import sigmoid as formulas
 from tests.fake_kernel import FakeDriver, FakeKernel
@@ -122,6 +123,48 @@ def test_integers_of_one_kind_are_one_to_triton() -> None:
     assert alike
     for value, other in alike:
         assert of_triton(value) == of_triton(other), (value, other)
+
+
+def _assert_sigmoid(x: Tensor, out: Tensor) -> None:
+    s = torch.sigmoid(x.detach().double())
+    torch.testing.assert_close(out.detach().double(), s, rtol=0, atol=1e-6)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.double(), s * (1 - s), rtol=0, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_side_stream(launches: list[str]) -> None:
+    """The kernels run on the current stream: behind slow work queued there, they see its result.
+
+    Those of the second call are prepared launches.
+    """
+    x = torch.zeros(2**20, device="cuda", requires_grad=True)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        SigmoidFunction.apply(x).sum().backward()  # compiles, which would take longer than the sleep
+        x.grad = None
+        torch.cuda._sleep(200_000_000)  # clock cycles, about 0.1 s
+        with torch.no_grad():
+            x.fill_(3.0)
+        out = SigmoidFunction.apply(x)
+        out.sum().backward()
+    stream.synchronize()
+    _assert_sigmoid(x, out)
+    assert launches == ["sigmoid", "sigmoid_backward"] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_device_that_is_not_current(launches: list[str]) -> None:
+    """A tensor of the second GPU is computed there while the first is current, and stays so."""
+    x = torch.linspace(-3, 3, 1000, device="cuda:1").requires_grad_()
+    with torch.cuda.device(0):
+        out = SigmoidFunction.apply(x)
+        out.sum().backward()
+        assert torch.cuda.current_device() == 0
+    _assert_sigmoid(x, out)
+    assert launches == ["sigmoid", "sigmoid_backward"]
 
 
 @pytest.mark.gpu
