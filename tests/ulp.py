@@ -55,13 +55,13 @@ def assert_within_ulps(result: Tensor, exact: Tensor, ulps: float) -> None:
 
 
 def sample(dtype: torch.dtype) -> Tensor:
-    """Every 16-bit pattern; of wider dtypes the range where σ is neither 0 nor 1, densely, and values beyond it."""
+    """Every 16-bit pattern; of wider dtypes the range where σ is neither 0 nor 1, densely, and values beyond; NaN."""
     if dtype in HALF_DTYPES:
         return every_16bit(dtype)
     reach, n = {torch.float32: (106, 100_000), torch.float64: (760, 2_000)}[dtype]
     linear = torch.linspace(-reach, reach, n, dtype=torch.float64)
     small = torch.logspace(-12, 0, n // 10, dtype=torch.float64)
-    huge = torch.tensor([1e3, 3e4, torch.inf], dtype=torch.float64)
+    huge = torch.tensor([1e3, 3e4, torch.inf, torch.nan], dtype=torch.float64)
     return torch.cat([linear, small, -small, huge, -huge]).to(dtype)
 
 

@@ -55,14 +55,11 @@ def test_special_values(route: Route, dtype: torch.dtype) -> None:
 @every_dtype
 def test_backward(route: Route, dtype: torch.dtype) -> None:
     """grad_out·out·(1 - out) is within the table's ulps for every 16-bit out, and for a sample of wider ones."""
-    if dtype in HALF_DTYPES:
-        out = _every_out(dtype)
-    else:
-        out = sigmoid(sample(dtype).to(route.device)).cpu()
-        out = out[out > 4 * torch.finfo(dtype).tiny]
+    out = _outs(dtype)
     ulps = BACKWARD_ULPS if route.uses_kernels else FALLBACK_BACKWARD_ULPS
     for grad_out in (torch.ones_like(out), torch.linspace(-3, 3, out.numel(), dtype=torch.float64).to(dtype)):
-        assert_within_ulps(_gradient_of(out, grad_out, route), true_backward(grad_out, out), ulps[dtype])
+        grad_in = SigmoidBackwardFunction.apply(grad_out.to(route.device), out.to(route.device)).cpu()
+        assert_within_ulps(grad_in, true_backward(grad_out, out), ulps[dtype])
 
 
 @every_half
@@ -93,31 +90,30 @@ def test_the_pairs_catch_a_second_rounding(dtype: torch.dtype) -> None:
 def test_special_gradients(route: Route, dtype: torch.dtype) -> None:
     """Signed zeros, infinities and NaN come out of the gradient as IEEE arithmetic has them; inf · 0 is NaN."""
     pairs = torch.cartesian_prod(torch.tensor([*SPECIAL, 1.0, -1.0]), torch.tensor([0.0, 0.01, 0.5, 1.0, torch.nan]))
-    grad_out, out = pairs.to(dtype).unbind(1)
+    grad_out, out = pairs.to(dtype).t().contiguous()
     expected = (grad_out.double() * out.double() * (1 - out.double())).to(dtype)
     special = ~expected.isfinite() | (expected == 0)
-    grad_in = _gradient_of(out.contiguous(), grad_out.contiguous(), route)
+    grad_in = SigmoidBackwardFunction.apply(grad_out.to(route.device), out.to(route.device)).cpu()
     torch.testing.assert_close(grad_in[special], expected[special], rtol=0, atol=0, equal_nan=True)
     number = ~expected.isnan()
     assert torch.equal(grad_in[number].signbit(), expected[number].signbit())
 
 
-def _every_out(dtype: torch.dtype) -> Tensor:
-    out = every_16bit(dtype)
-    return out[(out >= 0) & (out <= 1)]
+def _outs(dtype: torch.dtype) -> Tensor:
+    """Every one of 16 bits from 0 to 1; of wider dtypes a sample of those that are normal numbers."""
+    if dtype in HALF_DTYPES:
+        out = every_16bit(dtype)
+        return out[(out >= 0) & (out <= 1)]
+    out = true_sigmoid(sample(dtype)).to(dtype)
+    return out[out > 4 * torch.finfo(dtype).tiny]
 
 
 def _pairs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Every out from 0 to 1 with 32 values of grad_out, two of which make ties of bfloat16 hard to see."""
     drawn = torch.randn(30, generator=torch.Generator().manual_seed(3))
     grad_out = torch.cat([drawn, torch.tensor([10.625, 13.0])]).to(dtype)
-    pairs = torch.cartesian_prod(grad_out, _every_out(dtype))
-    return pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
-
-
-def _gradient_of(out: Tensor, grad_out: Tensor, route: Route) -> Tensor:
-    grad_in: Tensor = SigmoidBackwardFunction.apply(grad_out.to(route.device), out.to(route.device))
-    return grad_in.cpu()
+    grad_out, out = torch.cartesian_prod(grad_out, _outs(dtype)).t().contiguous()
+    return grad_out, out
 
 
 def test_the_measure_can_fail() -> None:

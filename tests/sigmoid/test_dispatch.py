@@ -96,7 +96,7 @@ def test_what_no_kernel_takes(
 
 
 def test_nested_tensors(route: Route, launches: list[str]) -> None:
-    """Jagged ones, the only ones that torch.sigmoid takes on every device, keep their type and take no kernel."""
+    """Jagged ones keep their type and take no kernel; of strided ones torch.sigmoid has none."""
     parts = [torch.randn(2, 3, device=route.device), torch.randn(4, 3, device=route.device)]
     x = torch.nested.nested_tensor(parts, layout=torch.jagged)
     out = sigmoid(x)
@@ -140,8 +140,11 @@ def test_arguments(route: Route) -> None:
         sigmoid(x.requires_grad_(), out=torch.empty(3, device=route.device))
 
 
-def test_a_mode_sees_the_call(kernel_route: Route, launches: list[str]) -> None:
-    """A mode that watches functions sees ``sigmoid``; tests/pytorch/test_transforms.py has those that see operators."""
+def test_modes_of_functions(kernel_route: Route, launches: list[str]) -> None:
+    """One that watches functions sees ``sigmoid``; that of ``torch.set_default_device`` watches none, and kernels run.
+
+    tests/pytorch/test_transforms.py has modes that watch operators.
+    """
     seen: list[object] = []
 
     class Watching(TorchFunctionMode):
@@ -152,13 +155,7 @@ def test_a_mode_sees_the_call(kernel_route: Route, launches: list[str]) -> None:
     x = torch.ones(3, device=kernel_route.device)
     with Watching():
         sigmoid(x)
-    assert seen[-1] is torch.sigmoid
-    assert launches == []
-
-
-def test_a_default_device_hides_nothing(kernel_route: Route, launches: list[str]) -> None:
-    """``torch.set_default_device`` enters a mode, too; it is about new tensors, and kernels run on."""
-    x = torch.randn(5, device=kernel_route.device)
+    assert (seen[-1], launches) == (torch.sigmoid, [])
     with torch.device(kernel_route.device):
         sigmoid(x)
         sigmoid_op.silu(x)
@@ -172,12 +169,13 @@ def _run(code: str, **environment: str) -> None:
 
 
 def test_import_needs_no_triton() -> None:
-    """``import sigmoid_op`` and a call on the CPU do not import Triton."""
+    """Importing every public name, and a call on the CPU, do not import Triton."""
     _run("""
-        import sys, torch, sigmoid_op
+        import sys, torch
+        from sigmoid_op import *
         x = torch.ones(3, requires_grad=True)
-        sigmoid_op.sigmoid(x).sum().backward()
-        sigmoid_op.SigmoidFunction.apply(x).sum().backward()
+        sigmoid(x).sum().backward()
+        SigmoidFunction.apply(x).sum().backward()
         assert "triton" not in sys.modules, "Triton was imported"
     """)
 
@@ -242,11 +240,3 @@ def test_no_kernel_before_cuda_starts() -> None:
         assert importlib.reload(dispatch).AVAILABLE  # where PyTorch cannot tell
     """
     _run(code, TRITON_INTERPRET="0")
-
-
-def test_public_names() -> None:
-    """What the package offers is what it says, and no more."""
-    classes = "BCEWithLogitsLoss GLU LogSigmoid QuickGELU SiLU Sigmoid SigmoidFocalLoss SigmoidFunction SigmoidGate"
-    functions = "binary_cross_entropy_with_logits convert enable glu logsigmoid quick_gelu revert sigmoid sigmoid_"
-    functions += " sigmoid_focal_loss sigmoid_gate silu swiglu"
-    assert sorted(sigmoid_op.__all__) == [*classes.split(), "SwiGLU", *functions.split()]

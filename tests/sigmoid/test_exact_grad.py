@@ -36,7 +36,7 @@ def _gradient(x: Tensor, *, exact_grad: bool = True) -> Tensor:
 def test_gradient_is_the_true_derivative(route: Route, dtype: torch.dtype) -> None:
     """Within 2 ulp in 16 bits and 3 in float32, for every 16-bit number and a dense sample of the wider ones.
 
-    It has the same bits at x and -x; at ±inf it is 0.
+    It has the same bits at x and -x; at ±inf it is 0, and NaN at NaN alone.
     """
     x = sample(dtype)
     derivative = true_derivative(x)
@@ -45,6 +45,7 @@ def test_gradient_is_the_true_derivative(route: Route, dtype: torch.dtype) -> No
     assert_within_ulps(gradient[normal], derivative[normal], EXACT_GRADIENT_ULPS[dtype])
     torch.testing.assert_close(_gradient(-x.to(route.device)).cpu(), gradient, rtol=0, atol=0, equal_nan=True)
     assert (gradient[x.isinf()] == 0).all()
+    assert torch.equal(gradient.isnan(), x.isnan())
 
 
 @pytest.mark.parametrize("dtype", DEAD_FROM, ids=str)
