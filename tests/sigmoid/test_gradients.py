@@ -49,6 +49,20 @@ def test_third_derivative(route: Route, function: Unary) -> None:
     torch.testing.assert_close(derivative.detach(), s * (1 - s) * (1 - 6 * s * (1 - s)))
 
 
+@every_function
+def test_a_gradient_penalty(route: Route, function: Unary) -> None:
+    """Where the loss has the result and its gradient, what flows back through either is added up.
+
+    The first gradient is of a sum, one number for all elements; the second one has as many numbers as elements.
+    """
+    x = leaf(route, 9)
+    out = function(x)
+    (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    (gradient,) = torch.autograd.grad(out + slope, x, torch.ones_like(x))
+    s = true_sigmoid(x.detach()).to(x.device)
+    torch.testing.assert_close(gradient, s * (1 - s) * (2 - 2 * s))
+
+
 @pytest.mark.parametrize(("function", "name"), [(SigmoidFunction.apply, "sigmoid"), (exact_sigmoid, "sigmoid_exact")])
 def test_kernels_compute_each_order(kernel_route: Route, launches: list[str], function: Unary, name: str) -> None:
     """Forward, backward and double backward each run their fused kernel, and no other."""
