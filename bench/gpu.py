@@ -52,7 +52,7 @@ _SIDE_BY_SIDE = " -n auto --maxprocesses 16 --dist loadfile" if find_spec("xdist
 _GRID = "-m bench grid --out {out} --minutes {minutes}"
 PARTS = (
     Part("tests", 150, "-m pytest -m gpu -q" + _SIDE_BY_SIDE,
-         "tests/sigmoid/test_launch.py tests/sigmoid/test_devices.py"),
+         "tests/sigmoid/test_launch.py"),
     Part("accuracy", 70, "-m bench accuracy --out {out}", "--stride 1000003"),
     Part("sigmoid", 150, _GRID, "--quick --sizes 1 2^12 --dtypes bfloat16 float32"),
     Part("family", 120, _GRID + " --ops all --no-compile", "--quick --sizes 2^12 --dtypes bfloat16"),

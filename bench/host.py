@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import Function
 
 from bench import timing
 from bench.cases import Case, Operands
@@ -31,12 +32,13 @@ from bench.results import write
 from bench.tables import left_table, output_console, present
 from bench.timing import Call, Effort, Sampler
 from sigmoid_op import convert, dispatch, enable, sigmoid
+from sigmoid_op.ops.shared import eager_apply
 
 ELEMENTS, ROUNDS = 16, 60
 SAMPLE_NS = {"cpu": 2e5, "cuda": 1e6}  # of which the synchronization at its end, some 10 µs, is a hundredth
 NO_GRAD, WITH_GRAD, WITH_BACKWARD = MODES = "no grad", "forward with grad", "forward + backward"
 UNIT = "torch.sigmoid on 16 CPU elements"
-WAYS = "sigmoid, by way"
+WAYS, LEAST = "sigmoid, by way", "a Function that allocates, no more"
 Groups = list[dict[str, Any]]  # of each op and mode the samples, in nanoseconds a call
 
 
@@ -62,6 +64,31 @@ def measure(groups: Groups, route: str, device: torch.device, n_elements: int, r
             samplers = {name: sampler(call(form, operands, mode), device) for name, form in forms.items()}
             samples = timing.interleave({"unit": unit, **samplers}, Effort(0, rounds, rounds))
             groups.append({"op": row.name, "mode": mode, "route": route, "samples_ns": samples})
+
+
+class _Least(Function):
+    """What any op costs that is written in Python, whatever it computes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.empty_like(x)
+
+
+def measure_least(groups: Groups, device: torch.device, n_elements: int, rounds: int) -> None:
+    """The same of a Function that launches nothing, and of its allocation alone."""
+    operands = Case.of_size(OPS[0], torch.float32, n_elements).operands(device)
+    unit = sampler(partial(torch.sigmoid, torch.randn(ELEMENTS)), torch.device("cpu"))
+    for mode in MODES:
+        form: Form = torch.empty_like if mode == NO_GRAD else eager_apply(_Least)
+        samplers = {"unit": unit, "ours": sampler(call(form, operands, mode), device)}
+        samples = timing.interleave(samplers, Effort(0, rounds, rounds))
+        groups.append({"op": LEAST, "mode": mode, "route": "kernel", "samples_ns": samples})
 
 
 def measure_ways(groups: Groups, device: torch.device, n_elements: int, rounds: int) -> None:
@@ -95,6 +122,7 @@ def on_kernels(device: torch.device, n_elements: int, rounds: int) -> tuple[Grou
     try:
         with kernels_from(1):
             measure(groups, "kernel", device, n_elements, rounds)
+            measure_least(groups, device, n_elements, rounds)
             measure_ways(groups, device, n_elements, rounds)
     except KeyboardInterrupt:
         return groups, False
@@ -178,4 +206,4 @@ def ratio(times: Sequence[float], others: Sequence[float]) -> float:
 
 
 def _cell(samples: dict[str, list[float]]) -> str:
-    return " / ".join(f"{ratio(samples[name], samples['unit']):.1f}" for name in ("ours", "torch"))
+    return " / ".join(f"{ratio(samples[name], samples['unit']):.1f}" for name in ("ours", "torch") if name in samples)

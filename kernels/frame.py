@@ -85,6 +85,7 @@ def frame_of_broadcast(
     return frame(shape, (*strides, (*[0] * (len(shape) - len(steps)), *steps)))
 
 
+@lru_cache(maxsize=4096)
 def half_of(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
     """``shape`` with half the size along ``dim``."""
     sizes = list(shape)

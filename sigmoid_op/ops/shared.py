@@ -165,8 +165,12 @@ def both_sides(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def broadcasts_to(small: Tensor, large: Tensor) -> bool:
     """Whether ``small`` takes the shape of ``large`` by broadcasting."""
-    aligned = zip(reversed(small.shape), reversed(large.shape), strict=False)
-    return small.dim() <= large.dim() and all(size in (1, of_large) for size, of_large in aligned)
+    if small.dim() > large.dim():
+        return False
+    for size, of_large in zip(reversed(small.shape), reversed(large.shape), strict=False):  # a generator takes longer
+        if size not in (1, of_large):
+            return False
+    return True
 
 
 def takes_loss(op: str, input: Tensor, target: Tensor, *weights: Tensor | None) -> bool:

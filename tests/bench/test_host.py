@@ -26,7 +26,7 @@ def test_every_op_is_timed_on_kernels_and_behind_the_wrapper(tmp_path: Path) -> 
     assert (record["kind"], record["status"], record["n_elements"]) == ("host", "complete", 16)
     assert [(g["op"], g["mode"], g["route"]) for g in record["groups"]] == [
         *((row.name, mode, "kernel") for row in OPS for mode in host.MODES),
-        *((host.WAYS, mode, "kernel") for mode in host.MODES),
+        *((op, mode, "kernel") for op in (host.LEAST, host.WAYS) for mode in host.MODES),
         *((row.name, mode, "wrapper") for row in OPS for mode in host.MODES),
     ]
     assert all(len(samples) == 2 and min(samples) > 0 for g in record["groups"] for samples in g["samples_ns"].values())
