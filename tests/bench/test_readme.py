@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench.environment import ROOT
+from bench.host import ratio
 from bench.ops import OPS
 
 README = (ROOT / "README.md").read_text()
@@ -43,13 +44,23 @@ def _speed(name: str) -> float:
     return float(median(ratios))
 
 
+def _host(name: str) -> str:
+    """Of both, in units of torch.sigmoid on 16 CPU elements."""
+    (samples,) = (
+        group["samples_ns"]
+        for group in _recorded("cpu/host")["groups"]
+        if (group["op"], group["mode"], group["route"]) == (name, "forward + backward", "kernel")
+    )
+    return " / ".join(f"{ratio(samples[side], samples['unit']):.0f}" for side in ("ours", "torch"))
+
+
 @pytest.mark.parametrize("cell", ROWS)
-def test_launches_and_elements_are_those_counted(cell: str) -> None:
+def test_figures_of_an_op_are_those_counted_and_recorded(cell: str) -> None:
     """Forward and backward together; where a tile can hold all that is summed, one launch less."""
     (row,) = (row for row in OPS if row.name == ROWS[cell])
     launches = f"2 or {sum(row.launches)}" if sum(row.launches) > 2 else "2"
-    ours, theirs = sum(row.moved), sum(row.pytorch_moved)
-    figures = f"{launches} / {sum(row.pytorch_launches)} | {ours} / {theirs} | {_speed(row.name):.2f}x |"
+    counted = f"{launches} / {sum(row.pytorch_launches)} | {sum(row.moved)} / {sum(row.pytorch_moved)}"
+    figures = f"{counted} | {_host(row.name)} | {_speed(row.name):.2f}x |"
     (line,) = (line for line in README.splitlines() if line.startswith(f"| {cell} |"))
     assert figures in line
 
@@ -68,14 +79,14 @@ def test_accuracy_is_that_recorded() -> None:
 
 def test_the_cost_on_a_cpu_is_that_recorded() -> None:
     """Of the wrapper, without gradients."""
-    (group,) = (
-        group
+    found = {
+        group["op"]: ratio(group["samples_ns"]["ours"], group["samples_ns"]["torch"])
         for group in _recorded("cpu/host")["groups"]
-        if (group["op"], group["mode"], group["route"]) == ("sigmoid", "no grad", "wrapper")
-    )
-    samples = group["samples_ns"]
-    ratio = median(ours / theirs for ours, theirs in zip(samples["ours"], samples["torch"], strict=True))
-    assert f"takes {ratio:.2f} times as long as `torch.sigmoid`" in README.replace("\n", " ")
+        if (group["mode"], group["route"]) == ("no grad", "wrapper")
+    }
+    text = " ".join(README.split())
+    assert f"takes {found['sigmoid']:.2f} times as long as `torch.sigmoid`" in text
+    assert f"packed `swiglu` {found['swiglu, packed']:.2f} times" in text
 
 
 def test_every_link_and_picture_is_there() -> None:
