@@ -31,6 +31,10 @@ class Compiled:
         self.current_device = driver.active.get_current_device
         self.stream_of = driver.active.get_current_stream
 
+    def start(self, device: int, programs: int, args: tuple[Any, ...]) -> None:
+        """Launch on the current stream of ``device``, which is the current device; there are no hooks."""
+        self.run(programs, 1, 1, self.stream_of(device), self.function, self.metadata, None, None, None, *args)
+
 
 def launch(kernel: Any, programs: int, args: tuple[Any, ...], key: Key, max_registers: int | None = None) -> None:
     """``kernel[(programs,)](*args)``: the first call for a ``key`` compiles, the others find the compiled kernel by it.
@@ -48,11 +52,10 @@ def launch(kernel: Any, programs: int, args: tuple[Any, ...], key: Key, max_regi
     if compiled is None or hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:  # a profiler's
         _launch_by_triton(kernel, device, programs, args, key, max_registers)
     elif device == compiled.current_device():
-        stream = compiled.stream_of(device)
-        compiled.run(programs, 1, 1, stream, compiled.function, compiled.metadata, None, None, None, *args)  # no hooks
+        compiled.start(device, programs, args)
     else:
         with torch.cuda.device(device):
-            launch(kernel, programs, args, key, max_registers)
+            compiled.start(device, programs, args)
 
 
 def _launch_by_triton(
