@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bench import plot
@@ -52,7 +53,7 @@ def show(record: dict[str, Any], folder: Path) -> list[Path]:
     for table in (*all_measurements(measurements), summary(measurements)):
         console.print(table)
     for failure in failures(measurements):
-        console.print(f"[bold red]FAILED[/] {failure}", highlight=False)
+        console.print(f"[bold red]FAILED[/] {escape(failure)}", highlight=False)
     if record["status"] == "out of time":
         console.print(f"Out of time: {record['environment']['cases_left_out']} cases were not measured.")
     if all(m.route == "torch" for m in measurements):
