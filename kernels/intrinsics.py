@@ -10,15 +10,14 @@ import triton.language as tl
 from triton import knobs
 from triton.language import target_info
 
-
-@triton.constexpr_function
-def _interpreted() -> bool:
-    return knobs.runtime.interpret
+# Read once, as triton.jit reads it once: what is compiled would else follow the environment of the moment, and Triton's
+# cache on disk would keep it for all.
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
 @triton.constexpr_function
 def _emits_ptx() -> bool:
-    return not knobs.runtime.interpret and target_info.is_cuda()
+    return not INTERPRETED and target_info.is_cuda()
 
 
 @triton.jit
@@ -30,7 +29,7 @@ def fma(a, b, c):
     """
     if a.dtype == tl.float64:
         return a * b + c
-    elif _interpreted():
+    elif INTERPRETED:
         return (a.to(tl.float64) * b + c).to(tl.float32)
     else:
         return tl.fma(a, b, c)
@@ -117,7 +116,7 @@ def round_to(x, dtype: tl.constexpr):
     Spelled out for the interpreter, whose conversion to bfloat16 truncates: adding 0x7fff, and 1 more where the last
     kept bit is odd, makes truncation round to nearest even. A NaN is quietened instead, lest the carry change it.
     """
-    if _interpreted() and dtype == tl.bfloat16:
+    if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.float32).to(tl.int32, bitcast=True)
         rounded = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits | 0x400000)
         return (rounded >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)

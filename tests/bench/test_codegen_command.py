@@ -69,6 +69,25 @@ def test_the_interpreter_compiles_nothing(monkeypatch: pytest.MonkeyPatch, capsy
     assert "TRITON_INTERPRET is set" in capsys.readouterr().err
 
 
+_SET_LATER = """
+import os
+import torch
+from bench.codegen.catalogue import SIGMOID
+from bench.codegen.compile import TARGETS, compile_kernel
+os.environ["TRITON_INTERPRET"] = "1"
+print(compile_kernel(SIGMOID[0], torch.bfloat16, TARGETS["sm_90"]).asm["ptx"])
+"""
+
+
+def test_code_does_not_follow_the_environment(tmp_path: Path) -> None:
+    """Set after the import, TRITON_INTERPRET changes nothing that is compiled: Triton would keep it for all to come."""
+    environment = compiling_environment() | {"TRITON_CACHE_DIR": str(tmp_path)}
+    line = [sys.executable, "-c", _SET_LATER]
+    ptx = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "cvt.rn.bf16" in ptx
+    assert "f64" not in ptx
+
+
 def _facts(kernel: str, dtype: str, terabytes: float) -> dict[str, Any]:
     prediction = {"binds": "memory", "copy_fraction": 0.97, "compute_bytes_per_second": terabytes * 1e12}
     return {
