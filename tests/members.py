@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bench.reference import sigmoid64
 from sigmoid_op import GLU, QuickGELU, SigmoidGate, SiLU, SwiGLU, glu, quick_gelu, sigmoid_gate, silu, swiglu
+from sigmoid_op._torch import CLAMP_PASSES_AT_BOUND
 from tests.ulp import PRODUCT_GRADIENT_ULPS, PRODUCT_ULPS, assert_within_ulps, ulp_of
 
 Op = Callable[..., Tensor]
@@ -213,12 +214,16 @@ class Clamped(NamedTuple):
     def _clamped(self, gate: Number, up: Number) -> tuple[Number, Number]:
         return gate.clip(max=self.limit), up.clip(-self.limit, self.limit) + self.up_offset
 
+    def _passes(self, x: Number) -> Number:
+        """Whether a clamp passes the gradient on; at the limit itself PyTorch does so up to 2.13."""
+        return x <= self.limit if CLAMP_PASSES_AT_BOUND or self.limit == torch.inf else x < self.limit
+
     def exact(self, m: Maths, gate: Number, up: Number) -> Number:
         gate, up = self._clamped(gate, up)
         return _silu(m, gate, self.alpha) * up
 
     def exact_gradients(self, m: Maths, grad: Number, gate: Number, up: Number) -> tuple[Terms, ...]:
-        to_gate, to_up = grad * (gate <= self.limit), grad * (abs(up) <= self.limit)
+        to_gate, to_up = grad * self._passes(gate), grad * self._passes(abs(up))
         gate, up = self._clamped(gate, up)
         terms = tuple(to_gate * up * term for term in _silu_terms(m, gate, self.alpha))
         return terms, (to_up * _silu(m, gate, self.alpha),)
