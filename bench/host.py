@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from bench import timing
 from bench.cases import Case, Operands
@@ -32,7 +31,7 @@ from bench.results import write
 from bench.tables import left_table, output_console, present
 from bench.timing import Call, Effort, Sampler
 from sigmoid_op import convert, dispatch, enable, sigmoid
-from sigmoid_op.ops.shared import eager_apply
+from sigmoid_op.ops.shared import EagerFunction
 
 ELEMENTS, ROUNDS = 16, 60
 SAMPLE_NS = {"cpu": 2e5, "cuda": 1e6}  # of which the synchronization at its end, some 10 µs, is a hundredth
@@ -66,7 +65,7 @@ def measure(groups: Groups, route: str, device: torch.device, n_elements: int, r
             groups.append({"op": row.name, "mode": mode, "route": route, "samples_ns": samples})
 
 
-class _Least(Function):
+class _Least(EagerFunction):
     """What any op costs that is written in Python, whatever it computes."""
 
     @staticmethod
@@ -85,7 +84,7 @@ def measure_least(groups: Groups, device: torch.device, n_elements: int, rounds:
     operands = Case.of_size(OPS[0], torch.float32, n_elements).operands(device)
     unit = sampler(partial(torch.sigmoid, torch.randn(ELEMENTS)), torch.device("cpu"))
     for mode in MODES:
-        form: Form = torch.empty_like if mode == NO_GRAD else eager_apply(_Least)
+        form: Form = torch.empty_like if mode == NO_GRAD else _Least.apply
         samplers = {"unit": unit, "ours": sampler(call(form, operands, mode), device)}
         samples = timing.interleave(samplers, Effort(0, rounds, rounds))
         groups.append({"op": LEAST, "mode": mode, "route": "kernel", "samples_ns": samples})

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
 from sigmoid_op import dispatch
 from sigmoid_op.ops import kept, shared
-from sigmoid_op.ops.shared import kernels
+from sigmoid_op.ops.shared import EagerFunction, kernels
 
 
 def _op(
@@ -67,7 +66,7 @@ def _forward(
     return _op(input, target, weight, pos_weight, mask, divisor, reduction) if out is None else out
 
 
-class BCEWithLogitsFunction(Function):
+class BCEWithLogitsFunction(EagerFunction):
     """The loss with the gradient of its input. Saved for backward: all its tensors, and no result of them."""
 
     @staticmethod
@@ -98,9 +97,6 @@ class BCEWithLogitsFunction(Function):
                 gradient = partial(_gradient, number=ctx.number, reduction=ctx.reduction)
                 grad_in = shared.by_operators(gradient, grad_out, *operands, mask, tensor)
         return grad_in, None, None, None, None, None, None
-
-
-_recorded = shared.eager_apply(BCEWithLogitsFunction)
 
 
 def binary_cross_entropy_with_logits(
@@ -170,7 +166,7 @@ def binary_cross_entropy_with_logits(
         and (plain or kept.readable(input, mask, normalizer))
     ):
         divisor = None if plain else kept.divisor(input, reduction, mask, normalizer)
-        call = _recorded if dispatch.records(input) else _forward
+        call = BCEWithLogitsFunction.apply if dispatch.records(input) else _forward
         out: Tensor = call(input, target, weight, pos_weight, mask, divisor, reduction)
         return out
     if not plain:

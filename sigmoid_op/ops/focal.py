@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
 from sigmoid_op import dispatch
 from sigmoid_op.ops import kept, shared
-from sigmoid_op.ops.shared import kernels
+from sigmoid_op.ops.shared import EagerFunction, kernels
 
 
 def _are_classes(inputs: Tensor, targets: Tensor) -> bool:
@@ -157,7 +156,7 @@ def _forward(
     return _op(inputs, targets, mask, divisor, alpha, gamma, reduction) if out is None else out
 
 
-class SigmoidFocalLossFunction(Function):
+class SigmoidFocalLossFunction(EagerFunction):
     """The loss with the gradient of its inputs. Saved for backward: all its tensors, and no result of them."""
 
     @staticmethod
@@ -190,9 +189,6 @@ class SigmoidFocalLossFunction(Function):
                 gradient = partial(_gradient, number=ctx.number, alpha=alpha, gamma=gamma, reduction=reduction)
                 grad_in = shared.by_operators(gradient, grad_out, inputs, targets, mask, tensor)
         return grad_in, None, None, None, None, None, None
-
-
-_recorded = shared.eager_apply(SigmoidFocalLossFunction)
 
 
 def sigmoid_focal_loss(
@@ -267,7 +263,7 @@ def sigmoid_focal_loss(
     ):
         counts = mask if classes is None else _counting(inputs, targets, mask)
         divisor = None if plain else kept.divisor(inputs, reduction, counts, normalizer)
-        call = _recorded if dispatch.records(inputs) else _forward
+        call = SigmoidFocalLossFunction.apply if dispatch.records(inputs) else _forward
         out: Tensor = call(inputs, targets, mask, divisor, alpha, gamma, reduction)
         return out
     return _op(inputs, targets, mask, normalizer, alpha, gamma, reduction)

@@ -4,13 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from sigmoid_op import dispatch
 from sigmoid_op._torch import scripts_as
 from sigmoid_op.ops import shared
 from sigmoid_op.ops.overlap import are_apart, is_same, overlaps_itself
-from sigmoid_op.ops.shared import kernels
+from sigmoid_op.ops.shared import EagerFunction, kernels
 
 
 def _op(x: Tensor, gate: Tensor) -> Tensor:
@@ -34,7 +33,7 @@ def _forward(x: Tensor, gate: Tensor) -> Tensor:
     return _op(x, gate) if out is None else out
 
 
-class SigmoidGateFunction(Function):
+class SigmoidGateFunction(EagerFunction):
     """x · σ(gate) with both gradients in one pass, or the one that is needed.
 
     Saved for backward: ``gate``, and not σ(gate); ``x``, unless ``gate`` needs no gradient.
@@ -59,9 +58,6 @@ class SigmoidGateFunction(Function):
         if found is None:
             found = shared.by_operators(gradients, grad_out, x, gate)
         return found[0] if to_x else None, found[-1]
-
-
-_recorded = shared.eager_apply(SigmoidGateFunction)
 
 
 @scripts_as(_form)
@@ -107,7 +103,7 @@ def sigmoid_gate(x: Tensor, gate: Tensor, *, out: Tensor | None = None) -> Tenso
         and x.dtype == gate.dtype
         and (x.shape == gate.shape or shared.broadcasts_to(gate, x))
     ):
-        result: Tensor = _recorded(x, gate) if dispatch.records(x, gate) else _forward(x, gate)
+        result: Tensor = SigmoidGateFunction.apply(x, gate) if dispatch.records(x, gate) else _forward(x, gate)
         return result
     return _op(x, gate)
 

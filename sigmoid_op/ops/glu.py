@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
 from sigmoid_op import dispatch
 from sigmoid_op.ops import shared
 from sigmoid_op.ops.gate import gradients
-from sigmoid_op.ops.shared import kernels
+from sigmoid_op.ops.shared import EagerFunction, kernels
 
 
 def _gradient(grad_out: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -23,7 +22,7 @@ def _forward(x: Tensor, dim: int) -> Tensor:
     return F.glu(x, dim) if out is None else out
 
 
-class GLUFunction(Function):
+class GLUFunction(EagerFunction):
     """glu with its fused gradient, read from and written to the halves in place. Saved for backward: the input."""
 
     @staticmethod
@@ -43,9 +42,6 @@ class GLUFunction(Function):
         if grad_in is None:
             grad_in = shared.by_operators(partial(_gradient, dim=ctx.dim), grad_out, x)
         return grad_in, None
-
-
-_recorded = shared.eager_apply(GLUFunction)
 
 
 def glu(input: Tensor, dim: int = -1) -> Tensor:
@@ -74,7 +70,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     if torch.jit.is_scripting():
         return F.glu(input, dim)
     if dispatch.AVAILABLE and dispatch.takes("glu", input) and _halves_at(input, dim):
-        out: Tensor = _recorded(input, dim) if dispatch.records(input) else _forward(input, dim)
+        out: Tensor = GLUFunction.apply(input, dim) if dispatch.records(input) else _forward(input, dim)
         return out
     return F.glu(input, dim)
 

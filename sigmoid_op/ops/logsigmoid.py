@@ -4,12 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
 from sigmoid_op import dispatch
 from sigmoid_op.ops import shared
-from sigmoid_op.ops.shared import kernels
+from sigmoid_op.ops.shared import EagerFunction, kernels
 
 
 def _gradient(grad_out: Tensor, x: Tensor) -> Tensor:
@@ -22,7 +21,7 @@ def _forward(x: Tensor) -> Tensor:
     return F.logsigmoid(x) if out is None else out
 
 
-class LogSigmoidFunction(Function):
+class LogSigmoidFunction(EagerFunction):
     """log σ(x) with its fused gradient. Saved for backward: the input."""
 
     @staticmethod
@@ -39,9 +38,6 @@ class LogSigmoidFunction(Function):
         if dispatch.reads(grad_out, x):
             grad_in = kernels.losses.launch_logsigmoid_backward(grad_out, x)
         return shared.by_operators(_gradient, grad_out, x) if grad_in is None else grad_in
-
-
-_recorded = shared.eager_apply(LogSigmoidFunction)
 
 
 def logsigmoid(input: Tensor) -> Tensor:
@@ -69,7 +65,7 @@ def logsigmoid(input: Tensor) -> Tensor:
     if torch.jit.is_scripting():
         return F.logsigmoid(input)
     if dispatch.AVAILABLE and dispatch.takes("logsigmoid", input):
-        out: Tensor = _recorded(input) if dispatch.records(input) else _forward(input)
+        out: Tensor = LogSigmoidFunction.apply(input) if dispatch.records(input) else _forward(input)
         return out
     return F.logsigmoid(input)
 

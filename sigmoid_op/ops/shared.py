@@ -39,13 +39,16 @@ class _Traceable(FunctionMeta):
     """
 
 
-def eager_apply(function: type[Function]) -> Callable[..., Any]:
-    """``function.apply`` in C++, for a call that ``dispatch.takes`` let through: no transform is active.
+class EagerFunction(Function):
+    """A Function whose ``apply`` is C++, for calls that ``dispatch.takes`` let through: no transform is active.
 
-    Up to PyTorch 2.13 ``apply`` looks for one in Python, at every call.
+    Up to PyTorch 2.13 ``Function.apply`` looks for one in Python, at every call.
     """
-    applied: Callable[..., Any] = super(Function, function).apply  # type: ignore[misc]  # mypy sees no C++
-    return applied
+
+    apply: Callable[..., Any]
+
+    def __init_subclass__(cls) -> None:
+        cls.apply = super(Function, cls).apply  # type: ignore[misc]  # mypy sees no C++
 
 
 class TransformableFunction(Function, metaclass=_Traceable):
@@ -61,7 +64,7 @@ class TransformableFunction(Function, metaclass=_Traceable):
 
     def __init_subclass__(cls) -> None:
         if "_apply_eagerly" not in vars(cls):
-            cls._apply_eagerly = eager_apply(_twin_of(cls))
+            cls._apply_eagerly = super(Function, _twin_of(cls)).apply  # type: ignore[misc]  # mypy sees no C++
 
     @classmethod
     def apply(cls, *args: Any) -> Any:

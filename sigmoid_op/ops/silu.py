@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
 from sigmoid_op import dispatch
 from sigmoid_op._torch import scripts_as
 from sigmoid_op.ops import shared
 from sigmoid_op.ops.arguments import check_number
-from sigmoid_op.ops.shared import kernels
+from sigmoid_op.ops.shared import EagerFunction, kernels
 
 
 def _op(x: Tensor, beta: float) -> Tensor:
@@ -41,7 +40,7 @@ def _forward(x: Tensor, beta: float) -> Tensor:
     return _op(x, beta) if out is None else out
 
 
-class SiLUFunction(Function):
+class SiLUFunction(EagerFunction):
     """x · σ(βx) with its fused gradient. Saved for backward: the input."""
 
     @staticmethod
@@ -61,9 +60,6 @@ class SiLUFunction(Function):
         if grad_in is None:
             grad_in = shared.by_operators(partial(_gradient, beta=ctx.beta), grad_out, x)
         return grad_in, None
-
-
-_recorded = shared.eager_apply(SiLUFunction)
 
 
 @scripts_as(_form)
@@ -100,7 +96,7 @@ def silu(input: Tensor, inplace: bool = False, *, beta: float = 1.0) -> Tensor:
         check_number("beta", beta)
         beta = float(beta)  # PyTorch takes no whole number above 2^63
     if not inplace and dispatch.AVAILABLE and dispatch.takes("silu" if beta == 1.0 else "quick_gelu", input):
-        out: Tensor = _recorded(input, beta) if dispatch.records(input) else _forward(input, beta)
+        out: Tensor = SiLUFunction.apply(input, beta) if dispatch.records(input) else _forward(input, beta)
         return out
     return F.silu(input, inplace) if beta == 1.0 else _form(input, inplace, beta)
 

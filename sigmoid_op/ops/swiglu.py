@@ -5,14 +5,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
 from sigmoid_op import dispatch
 from sigmoid_op._torch import CLAMP_PASSES_AT_BOUND, scripts_as
 from sigmoid_op.ops import shared
 from sigmoid_op.ops.arguments import check_number
-from sigmoid_op.ops.shared import kernels
+from sigmoid_op.ops.shared import EagerFunction, kernels
 
 
 def _op(gate: Tensor, up: Tensor, alpha: float, limit: float | None, up_offset: float) -> Tensor:
@@ -104,7 +103,7 @@ def _op_of_grad(grad_out: Tensor, gate: Tensor, alpha: float) -> Tensor:
     return _op(gate, grad_out, alpha, None, 0.0)
 
 
-class SwiGLUFunction(Function):
+class SwiGLUFunction(EagerFunction):
     """swiglu with both gradients in one pass.
 
     Saved for backward: ``gate``, and not silu(gate); ``up``, unless ``gate`` needs no gradient and nothing is clamped.
@@ -140,10 +139,7 @@ class SwiGLUFunction(Function):
         return *found, None
 
 
-_recorded = shared.eager_apply(SwiGLUFunction)
-
-
-class PackedSwiGLUFunction(Function):
+class PackedSwiGLUFunction(EagerFunction):
     """The same of one tensor that holds gate and up side by side, or in turn. Saved for backward: that tensor."""
 
     @staticmethod
@@ -166,9 +162,6 @@ class PackedSwiGLUFunction(Function):
             gradient = partial(_packed_gradient, **options)
             grad_in = shared.by_operators(gradient, grad_out, x)
         return grad_in, None, None
-
-
-_packed_recorded = shared.eager_apply(PackedSwiGLUFunction)
 
 
 @scripts_as(_form)
@@ -229,7 +222,7 @@ def swiglu(
                 raise ValueError(f"swiglu needs a last dimension of even size to halve, got shape {tuple(shape)}")
         if dispatch.AVAILABLE and dispatch.takes("swiglu" if plain else "clamped_swiglu", gate):
             constants = _PLAIN if plain else _constants(alpha, limit, up_offset, gate.dtype)
-            forward = _packed_recorded if dispatch.records(gate) else _packed_forward
+            forward = PackedSwiGLUFunction.apply if dispatch.records(gate) else _packed_forward
             packed: Tensor = forward(gate, constants, interleaved)
             return packed
         if plain and not interleaved:
@@ -244,7 +237,7 @@ def swiglu(
         and gate.dtype == up.dtype
         and gate.shape == up.shape
     ):
-        forward = _recorded if dispatch.records(gate, up) else _forward
+        forward = SwiGLUFunction.apply if dispatch.records(gate, up) else _forward
         constants = _PLAIN if plain else _constants(alpha, limit, up_offset, gate.dtype)
         out: Tensor = forward(gate, up, constants)
         return out

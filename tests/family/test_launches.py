@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.ops import OPS, Op
 from sigmoid_op import dispatch
-from sigmoid_op.ops import bce, focal, gate, glu, logsigmoid, shared, sigmoid, silu, swiglu
+from sigmoid_op.ops import bce, focal, gate, glu, logsigmoid, sigmoid, silu, swiglu
 from tests.conftest import Route, kernels_from
 from tests.fake_kernel import FakeKernel
 
@@ -84,11 +84,9 @@ FUNCTIONS = [
 @every_row
 def test_functions_taken(kernel_route: Route, monkeypatch: pytest.MonkeyPatch, row: Op) -> None:
     """None without gradients, one with them, none in backward; and nobody inspects a signature on the way."""
-    # Those that torch.func can transform have a forward that a backward calls without taking the Function.
-    names = {f: "apply" if issubclass(f, shared.TransformableFunction) else "forward" for f in FUNCTIONS}
-    watched: dict[Any, Mock] = {function: Mock(wraps=getattr(function, name)) for function, name in names.items()}
-    for function, name in names.items():
-        monkeypatch.setattr(function, name, watched[function])
+    watched: dict[Any, Mock] = {function: Mock(wraps=function.apply) for function in FUNCTIONS}
+    for function, apply in watched.items():
+        monkeypatch.setattr(function, "apply", apply)
     operands = _operands(row, 1024, kernel_route.device)
     _run(row, operands, lambda: 0)  # compiles, or prepares to interpret
     watched[inspect] = Mock(wraps=inspect.signature)
