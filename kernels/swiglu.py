@@ -13,7 +13,9 @@ from .intrinsics import round_to, widen
 from .pointwise import empty_output
 from .silu import LARGEST_CONSTANT, scaled_sides, scaled_sigmoid, silu_slope
 
-PLAIN = (1.0, -1.0, 0.0, True)  # swiglu's constants where none is given
+# α, the limit or None, up_offset, and whether the gradient is passed on at the limit itself.
+Constants = tuple[float, float | None, float, bool]
+PLAIN: Constants = (1.0, None, 0.0, True)
 
 TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 PAIRS = {2: torch.int32, 4: torch.int64}  # by the bytes of an element
@@ -114,98 +116,69 @@ def interleaved_swiglu_backward(args, constants: tl.constexpr):
     return (_pair(grad_gate, grad_up, dtype),)
 
 
-def launch_swiglu(
-    gate: Tensor,
-    up: Tensor,
-    alpha: float = 1.0,
-    limit: float | None = None,
-    up_offset: float = 0.0,
-    at_limit: bool = True,
-) -> Tensor | None:
+def launch_swiglu(gate: Tensor, up: Tensor, constants: Constants = PLAIN) -> Tensor | None:
     """out = g' · σ(α·g') · (u' + up_offset). Moves 3 bytes per byte of ``gate``."""
-    constants = _swiglu_constants(alpha, limit, up_offset, at_limit)
-    return None if constants is None else result(swiglu, gate, up, constants=constants)
+    spelled = _spelled(constants)
+    return None if spelled is None else result(swiglu, gate, up, constants=spelled)
 
 
 def launch_swiglu_backward(
-    grad_out: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    alpha: float = 1.0,
-    limit: float | None = None,
-    up_offset: float = 0.0,
-    at_limit: bool = True,
+    grad_out: Tensor, gate: Tensor, up: Tensor, constants: Constants = PLAIN
 ) -> tuple[Tensor, Tensor] | None:
     """The gradients of ``gate`` and ``up``. Moves 5 bytes per byte of ``gate``."""
-    constants = _swiglu_constants(alpha, limit, up_offset, at_limit)
-    if constants is None:
+    spelled = _spelled(constants)
+    if spelled is None:
         return None
     grad_gate, grad_up = empty_output(gate), empty_output(up)
-    written = write_gradient(swiglu_backward, grad_out, (gate, up), (grad_gate, grad_up), constants)
+    written = write_gradient(swiglu_backward, grad_out, (gate, up), (grad_gate, grad_up), spelled)
     return (grad_gate, grad_up) if written else None
 
 
-def launch_packed_swiglu(
-    x: Tensor,
-    alpha: float = 1.0,
-    limit: float | None = None,
-    up_offset: float = 0.0,
-    at_limit: bool = True,
-    interleaved: bool = False,
-) -> Tensor | None:
+def launch_packed_swiglu(x: Tensor, constants: Constants = PLAIN, interleaved: bool = False) -> Tensor | None:
     """swiglu of the halves of the last dimension, or of its even and odd columns, read in place.
 
     Moves 3 bytes per byte of ``out``. Interleaved, two neighbours are read as one integer.
     """
-    constants = _swiglu_constants(alpha, limit, up_offset, at_limit)
-    if constants is None:
+    spelled = _spelled(constants)
+    if spelled is None:
         return None
     if not interleaved:
-        return packed_result(swiglu, x, -1, constants)
+        return packed_result(swiglu, x, -1, spelled)
     pairs = _pairs(x)
     if pairs is None:
-        return result(swiglu, *_columns(x), constants=constants)
+        return result(swiglu, *_columns(x), constants=spelled)
     out = empty_output(x[..., ::2])
-    written = write(interleaved_swiglu, (pairs,), (out,), constants=(*constants, TRITON_DTYPES[x.dtype]))
+    written = write(interleaved_swiglu, (pairs,), (out,), constants=(*spelled, TRITON_DTYPES[x.dtype]))
     return out if written else None
 
 
 def launch_packed_swiglu_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    alpha: float = 1.0,
-    limit: float | None = None,
-    up_offset: float = 0.0,
-    at_limit: bool = True,
-    interleaved: bool = False,
+    grad_out: Tensor, x: Tensor, constants: Constants = PLAIN, interleaved: bool = False
 ) -> Tensor | None:
     """The gradient of ``x``, written in place into one tensor. Moves 5 bytes per byte of ``grad_out``."""
-    constants = _swiglu_constants(alpha, limit, up_offset, at_limit)
-    if constants is None:
+    spelled = _spelled(constants)
+    if spelled is None:
         return None
     if not interleaved:
-        return packed_gradient(swiglu_backward, grad_out, x, -1, constants)
+        return packed_gradient(swiglu_backward, grad_out, x, -1, spelled)
     grad_x = empty_output(x)
     pairs, grad_pairs = _pairs(x), _pairs(grad_x)
     if pairs is None or grad_pairs is None:
-        gradients = launch_swiglu_backward(grad_out, *_columns(x), alpha, limit, up_offset, at_limit)
+        gradients = launch_swiglu_backward(grad_out, *_columns(x), constants)
         return None if gradients is None else _interleaved(gradients, grad_x)
     written = write_gradient(
-        interleaved_swiglu_backward, grad_out, (pairs,), (grad_pairs,), (*constants, TRITON_DTYPES[x.dtype])
+        interleaved_swiglu_backward, grad_out, (pairs,), (grad_pairs,), (*spelled, TRITON_DTYPES[x.dtype])
     )
     return grad_x if written else None
 
 
 @lru_cache(maxsize=1024)
-def _swiglu_constants(
-    alpha: float, limit: float | None, up_offset: float, at_limit: bool
-) -> tuple[float, float, float, bool] | None:
-    """As the formulas take them; ``at_limit``, whether the gradient is passed on at the limit itself."""
-    if alpha == 1.0 and limit is None and up_offset == 0.0:
-        return PLAIN
+def _spelled(constants: Constants) -> tuple[float, float, float, bool] | None:
+    """As the formulas take them; None where one is too large."""
+    alpha, limit, up_offset, at_limit = constants
     if max(abs(alpha), limit or 0.0, abs(up_offset)) > LARGEST_CONSTANT:
         return None
-    return alpha, -1.0 if limit is None else limit, up_offset, at_limit
+    return alpha, -1.0 if limit is None else limit, up_offset, at_limit or limit is None
 
 
 def _pairs(x: Tensor) -> Tensor | None:

@@ -98,7 +98,7 @@ IMAGES, GATE = _meta(64, 256, 56, 56), _meta(64, 256, 1, 1)
 NHWC = IMAGES.contiguous(memory_format=torch.channels_last)
 LOGITS, CLASSES = _meta(2**14, 128), _meta(2**14, dtype=torch.int64)
 
-_gpt_oss: dict[str, Any] = {"alpha": 1.702, "limit": 7.0, "up_offset": 1.0}
+_gpt_oss: dict[str, Any] = {"constants": (1.702, 7.0, 1.0, True)}
 
 
 def _bce(logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor | None:

@@ -71,13 +71,13 @@ def _packed_gradient(
 class Constants(NamedTuple):
     """What a kernel is compiled for."""
 
-    alpha: float
-    limit: float | None
-    up_offset: float
+    alpha: float = 1.0
+    limit: float | None = None
+    up_offset: float = 0.0
     at_limit: bool = CLAMP_PASSES_AT_BOUND
 
 
-_PLAIN = Constants(1.0, None, 0.0)
+_PLAIN = Constants()
 
 
 @lru_cache(maxsize=1024)
@@ -90,12 +90,12 @@ def _constants(alpha: float, limit: float | None, up_offset: float, dtype: torch
 
 
 def _forward(gate: Tensor, up: Tensor, constants: Constants) -> Tensor:
-    out = None if dispatch.is_watched() else kernels.swiglu.launch_swiglu(gate, up, *constants)
+    out = None if dispatch.is_watched() else kernels.swiglu.launch_swiglu(gate, up, constants)
     return _op(gate, up, *constants[:3]) if out is None else out
 
 
 def _packed_forward(x: Tensor, constants: Constants, interleaved: bool) -> Tensor:
-    out = None if dispatch.is_watched() else kernels.swiglu.launch_packed_swiglu(x, *constants, interleaved)
+    out = None if dispatch.is_watched() else kernels.swiglu.launch_packed_swiglu(x, constants, interleaved)
     return _packed_op(x, *constants[:3], interleaved) if out is None else out
 
 
@@ -124,11 +124,11 @@ class SwiGLUFunction(EagerFunction):
         constants = ctx.constants
         by_kernel = dispatch.reads(grad_out, gate, up)
         if up is None:  # grad_up = gate·σ(α·gate) · grad_out
-            grad_up = kernels.swiglu.launch_swiglu(gate, grad_out, constants.alpha) if by_kernel else None
+            grad_up = kernels.swiglu.launch_swiglu(gate, grad_out, Constants(constants.alpha)) if by_kernel else None
             if grad_up is None:
                 grad_up = shared.by_operators(partial(_op_of_grad, alpha=constants.alpha), grad_out, gate)
             return None, grad_up, None
-        found = kernels.swiglu.launch_swiglu_backward(grad_out, gate, up, *constants) if by_kernel else None
+        found = kernels.swiglu.launch_swiglu_backward(grad_out, gate, up, constants) if by_kernel else None
         if found is None:
             found = shared.by_operators(
                 partial(_gradients, alpha=constants.alpha, limit=constants.limit, up_offset=constants.up_offset),
@@ -155,7 +155,7 @@ class PackedSwiGLUFunction(EagerFunction):
         (x,) = ctx.saved_tensors
         grad_in: Tensor | None = None
         if dispatch.reads(grad_out, x):
-            grad_in = kernels.swiglu.launch_packed_swiglu_backward(grad_out, x, *ctx.constants, ctx.interleaved)
+            grad_in = kernels.swiglu.launch_packed_swiglu_backward(grad_out, x, ctx.constants, ctx.interleaved)
         if grad_in is None:
             alpha, limit, up_offset, _ = ctx.constants
             options = {"alpha": alpha, "limit": limit, "up_offset": up_offset, "interleaved": ctx.interleaved}
